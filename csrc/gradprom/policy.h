@@ -1,0 +1,119 @@
+// Gate policies: from the Gram matrix to the weights of the combined gradient
+//
+//     c = main_weight * g_0 + sum_k gate_k * lambda_k * g_k.
+//
+// The same few lines run on the CPU, in every CUDA block and, as their definition in PyTorch, in
+// gradprom_ext/policy.py. A new gate is one enumerator, one case here and one class there.
+#pragma once
+
+#include <cmath>
+
+#include "gradprom/gram.h"
+
+namespace gradprom {
+
+enum class Gate : int32_t {
+  kHard,     // GradProm (arXiv:2501.01114): 1 if cos >= threshold, else 0
+  kSoft,     // its Lemma 3.1: max(0, cos) if cos >= threshold, else 0
+  kAlways,   // joint training: the plain sum
+  kNever,    // the main gradient alone
+  kProject,  // PCGrad (arXiv:2001.06782), one-sided: the part of g_k against g_0 is removed
+};
+
+struct GateConfig {
+  Gate gate = Gate::kHard;
+  double threshold = 0.0;
+  double max_grad_norm = 0.0;  // 0: no clipping
+  double aux_weight[kMaxAux] = {1.0, 1.0, 1.0, 1.0};
+};
+
+// The decision for one row: the whole model, or one tensor where granularity is "tensor".
+struct Decision {
+  double main_norm;
+  double main_weight;
+  double cosine[kMaxAux];
+  double gate[kMaxAux];
+  double aux_norm[kMaxAux];
+};
+
+// No epsilon anywhere: cos(a*x, b*y) == cos(x, y) for every a, b > 0; 0 where a gradient is zero.
+GP_HD double cosine_of(double dot, double norm_a, double norm_b) {
+  return norm_a == 0.0 || norm_b == 0.0 ? 0.0 : (dot / norm_a) / norm_b;
+}
+
+GP_HD Decision decide(const double* gram, int n, const GateConfig& config) {
+  Decision d{};
+  d.main_norm = std::sqrt(gram[0]);
+  d.main_weight = 1.0;
+  for (int k = 1; k < n; ++k) {
+    const double dot = gram[gram_index(n, 0, k)];
+    const double norm = std::sqrt(gram[gram_index(n, k, k)]);
+    const double cosine = cosine_of(dot, d.main_norm, norm);
+    double gate = 0.0;
+    switch (config.gate) {
+      case Gate::kHard:
+        gate = cosine >= config.threshold ? 1.0 : 0.0;
+        break;
+      case Gate::kSoft:
+        gate = cosine >= config.threshold && cosine > 0.0 ? cosine : 0.0;
+        break;
+      case Gate::kAlways:
+        gate = 1.0;
+        break;
+      case Gate::kNever:
+        break;
+      case Gate::kProject:
+        gate = 1.0;
+        // g_k - (<g_0, g_k> / |g_0|^2) g_0, times lambda_k: the second term is a weight on g_0.
+        if (cosine < 0.0) d.main_weight -= config.aux_weight[k - 1] * (dot / gram[0]);
+        break;
+    }
+    d.cosine[k - 1] = cosine;
+    d.gate[k - 1] = gate;
+    d.aux_norm[k - 1] = norm;
+  }
+  return d;
+}
+
+// Weights of the sum, w_0 for the main gradient. A weight of exactly 0 deselects its gradient: nobody multiplies by it.
+GP_HD void weights_of(const Decision& d, const GateConfig& config, int n, double* weights) {
+  weights[0] = d.main_weight;
+  for (int k = 1; k < n; ++k) weights[k] = d.gate[k - 1] * config.aux_weight[k - 1];
+}
+
+// |sum_k w_k g_k|^2 = w' G w. Rounding may leave a tiny negative number where gradients cancel.
+GP_HD double squared_norm(const double* gram, const double* weights, int n) {
+  double sum = 0.0;
+  for (int i = 0; i < n; ++i) {
+    for (int j = i; j < n; ++j) {
+      if (weights[i] == 0.0 || weights[j] == 0.0) continue;
+      sum += (i == j ? 1.0 : 2.0) * weights[i] * weights[j] * gram[gram_index(n, i, j)];
+    }
+  }
+  return sum > 0.0 ? sum : 0.0;
+}
+
+// torch.nn.utils.clip_grad_norm_, its 1e-6 included.
+GP_HD double clip_coefficient(double norm, double max_norm) {
+  if (!(max_norm > 0.0)) return 1.0;
+  const double coefficient = max_norm / (norm + 1e-6);
+  return coefficient < 1.0 ? coefficient : 1.0;
+}
+
+// Layout of the statistics of a step, fp64, read by gradprom_ext/stats.py:
+//   [skipped, norm of the combined gradient, clip coefficient]
+//   then for each row [main norm, main weight, cosine x K, gate x K, auxiliary norm x K].
+inline constexpr int kStatsHeader = 3;
+GP_HD constexpr int stats_row_size(int num_aux) { return 2 + 3 * num_aux; }
+
+GP_HD void write_stats_row(const Decision& d, int num_aux, double* row) {
+  row[0] = d.main_norm;
+  row[1] = d.main_weight;
+  for (int k = 0; k < num_aux; ++k) {
+    row[2 + k] = d.cosine[k];
+    row[2 + num_aux + k] = d.gate[k];
+    row[2 + 2 * num_aux + k] = d.aux_norm[k];
+  }
+}
+
+}  // namespace gradprom

@@ -1,0 +1,58 @@
+"""Checks of what a user hands in. They cost a few microseconds per tensor, so the optimizers run them when parameters
+come in, and every entry point runs them when a kernel has refused something, to say what exactly it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def _check_tensor(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
+    if tensor.layout != torch.strided:
+        hint = "; use dense gradients (nn.Embedding(sparse=False))" if "grads" in name else ""
+        raise TypeError(f"{name} is sparse ({tensor.layout}){hint}")
+    if tensor.dtype not in DTYPES:
+        names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        raise TypeError(f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}; gradprom_ext works on {names}")
+
+
+def check_param(name: str, param: object) -> None:
+    """:raises TypeError: not a dense tensor of a supported floating-point type."""
+    _check_tensor(name, param)
+
+
+def check_gradients(name: str, grads: Sequence[Tensor | None], params: Sequence[Tensor], what: str = "params") -> None:
+    """Checks one gradient per parameter; ``None`` is a zero.
+
+    :raises TypeError: a gradient is sparse, complex or no tensor.
+    :raises ValueError: number, shape or device differ from the parameters'.
+    """
+    if len(grads) != len(params):
+        raise ValueError(f"{name} holds {len(grads)} gradients for {len(params)} {what}")
+    for i, (g, p) in enumerate(zip(grads, params, strict=True)):
+        if g is None:
+            continue
+        _check_tensor(f"{name}[{i}]", g)
+        if g.shape != p.shape:
+            raise ValueError(f"{name}[{i}] has shape {tuple(g.shape)}, but {what}[{i}] has shape {tuple(p.shape)}")
+        if g.device != p.device:
+            raise ValueError(f"{name}[{i}] is on {g.device}, but {what}[{i}] is on {p.device}")
+
+
+def aux_sequences(
+    aux_grads: Sequence[Tensor | None] | Sequence[Sequence[Tensor | None]],
+) -> list[Sequence[Tensor | None]]:
+    """``aux_grads`` as a list of auxiliaries: one sequence of tensors is a single auxiliary."""
+    if isinstance(aux_grads, Tensor):
+        raise TypeError("aux_grads is a tensor; pass a sequence with one gradient per parameter")
+    items = list(aux_grads)
+    nested = [isinstance(a, Sequence) for a in items]
+    if any(nested) and not all(nested):
+        raise TypeError("aux_grads mixes tensors and sequences; pass one sequence of tensors, or one per auxiliary")
+    return items if any(nested) else [items]

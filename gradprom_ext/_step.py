@@ -1,0 +1,165 @@
+"""One GradProm step over any parameters: split them by device, run the plans, report."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends, reference
+from .policy import GatePolicy, resolve_policy
+from .reference import Gradients
+from .rules import Hyper, Rule
+from .stats import GateStats
+
+
+class NonFiniteGradientError(FloatingPointError):
+    """A gradient holds NaN or infinity and ``nonfinite="raise"``; nothing was updated."""
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """The checked arguments that every entry point shares."""
+
+    policy: GatePolicy
+    aux_weight: float | tuple[float, ...]
+    per_tensor: bool
+    max_grad_norm: float | None
+    raise_nonfinite: bool
+    backend: str
+
+    @classmethod
+    def make(
+        cls, *, aux_weight: float | Sequence[float], gate: str | GatePolicy, threshold: float, granularity: str,
+        max_grad_norm: float | None, nonfinite: str, backend: str,
+    ) -> StepConfig:  # fmt: skip
+        """:raises ValueError: an argument has no meaning; says which and what it may be."""
+        single = isinstance(aux_weight, numbers.Real)
+        weights = (float(aux_weight),) if single else tuple(float(w) for w in aux_weight)
+        for weight in weights:
+            if not math.isfinite(weight):
+                raise ValueError(f"aux_weight must be finite, got {aux_weight}")
+        if granularity not in ("global", "tensor"):
+            raise ValueError(f"granularity must be 'global' or 'tensor', got {granularity!r}")
+        if nonfinite not in ("skip", "raise"):
+            raise ValueError(f"nonfinite must be 'skip' or 'raise', got {nonfinite!r}")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be positive or None, got {max_grad_norm}")
+        backends.check_name(backend)
+        return cls(
+            policy=resolve_policy(gate, threshold),
+            aux_weight=weights[0] if single else weights,
+            per_tensor=granularity == "tensor",
+            max_grad_norm=None if max_grad_norm is None else float(max_grad_norm),
+            raise_nonfinite=nonfinite == "raise",
+            backend=backend,
+        )
+
+    def lambdas(self, num_aux: int) -> tuple[float, ...]:
+        """One lambda per auxiliary.
+
+        :raises ValueError: ``aux_weight`` has another number of entries.
+        """
+        if isinstance(self.aux_weight, float):
+            return (self.aux_weight,) * num_aux
+        if len(self.aux_weight) != num_aux:
+            raise ValueError(f"aux_weight has {len(self.aux_weight)} entries for {num_aux} auxiliary gradients")
+        return self.aux_weight
+
+
+class Stepper:
+    """Plans for a fixed list of parameters, one per device."""
+
+    def __init__(
+        self, rule: Rule, params: list[Tensor], groups: list[int], states: list[dict[str, Any]], num_aux: int,
+        config: StepConfig,
+    ) -> None:  # fmt: skip
+        self._rule, self._params, self._groups, self._states = rule, params, groups, states
+        self.num_aux = num_aux
+        self.config = config
+        self.lambdas = config.lambdas(num_aux)
+        by_device: dict[torch.device, list[int]] = {}
+        for i, param in enumerate(params):
+            by_device.setdefault(param.device, []).append(i)
+        self.devices = list(by_device)
+        self._shares = list(by_device.values())
+        self.backends = [backends.choose(config.backend, device, num_aux) for device in self.devices]
+        self._plans = [
+            backend.plan(rule, _pick(params, share), _pick(groups, share), _pick(states, share), num_aux,
+                         config.per_tensor)  # fmt: skip
+            for backend, share in zip(self.backends, self._shares, strict=True)
+        ]
+
+    def fits(self, params: Sequence[Tensor], num_aux: int, config: StepConfig) -> bool:
+        """Whether this stepper was made for the same parameter objects, on the devices they are on now."""
+        if config is not self.config or num_aux != self.num_aux or len(params) != len(self._params):
+            return False
+        if len(self._plans) == 1:
+            return self._plans[0].matches(params)
+        return all(plan.matches(_pick(params, share)) for plan, share in zip(self._plans, self._shares, strict=True))
+
+    def stats(self, main: Gradients, aux: Sequence[Gradients]) -> GateStats:
+        """Measures and decides without updating anything."""
+        self._bind(main, aux)
+        return self._decide()[1]
+
+    def step(self, main: Gradients, aux: Sequence[Gradients], hypers: Sequence[Hyper]) -> GateStats:
+        """Steps every parameter that has a gradient.
+
+        :raises NonFiniteGradientError: see ``nonfinite``; nothing was updated then.
+        """
+        config = self.config
+        self._bind(main, aux)
+        for plan, share in zip(self._plans, self._shares, strict=True):
+            for i in plan.missing_states(hypers):
+                p = share[i]
+                self._rule.init_state(hypers[self._groups[p]], self._params[p], self._states[p])
+        if len(self._plans) == 1 and config.policy.kernel is not None and hasattr(self._plans[0], "step"):
+            stats = self._plans[0].step(hypers, config.policy, self.lambdas, config.max_grad_norm)
+        else:
+            weights, stats = self._decide()
+            for plan, share, device in zip(self._plans, self._shares, self.devices, strict=True):
+                rows = weights[share] if config.per_tensor else weights
+                plan.update(hypers, rows.to(device, non_blocking=True), stats.skipped.to(device, non_blocking=True))
+        if config.raise_nonfinite and stats.skipped:
+            raise NonFiniteGradientError(f"{_name_nonfinite(main, aux)} holds NaN or infinity; nothing was updated")
+        return stats
+
+    def _bind(self, main: Gradients, aux: Sequence[Gradients]) -> None:
+        if len(self._plans) == 1:
+            self._plans[0].bind_gradients(main, aux)
+            return
+        for plan, share in zip(self._plans, self._shares, strict=True):
+            plan.bind_gradients(_pick(main, share), [_pick(gs, share) for gs in aux])
+
+    def _decide(self) -> tuple[Tensor, GateStats]:
+        config = self.config
+        return reference.decide(self._gram(), config.policy, self.lambdas, config.max_grad_norm, config.per_tensor)
+
+    def _gram(self) -> Tensor:
+        grams = [plan.gram() for plan in self._plans]
+        home = grams[0].device
+        if not self.config.per_tensor:
+            return torch.stack([g.to(home, non_blocking=True) for g in grams]).sum(0)
+        n = self.num_aux + 1
+        gram = torch.empty(len(self._params), n, n, dtype=torch.float64, device=home)
+        for g, share in zip(grams, self._shares, strict=True):
+            gram[share] = g.to(home, non_blocking=True)
+        return gram
+
+
+def _pick(items: Sequence[Any], indices: Sequence[int]) -> list[Any]:
+    return [items[i] for i in indices]
+
+
+def _name_nonfinite(main: Gradients, aux: Sequence[Gradients]) -> str:
+    for name, grads in [("main_grads", main), *((f"aux_grads[{k}]", gs) for k, gs in enumerate(aux))]:
+        for i, g in enumerate(grads):
+            if g is not None and not torch.isfinite(g).all():
+                return f"{name}[{i}]"
+    return "a gradient"

@@ -1,0 +1,225 @@
+"""Which code runs a step: the compiled kernels where they exist, the reference where nothing else can.
+
+A backend makes *plans*. A plan belongs to fixed parameter objects on one device; at every step it is handed the
+gradients and either runs the whole step (a kernel) or its two halves, the Gram matrix and the update, between which
+somebody else decides (several devices, or a policy written in Python).
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .policy import GatePolicy
+from .reference import Gradients, ReferencePlan
+from .rules import Hyper, Rule
+from .stats import GateStats, packed_size
+
+__all__ = ["Backend", "Plan", "available_backends", "choose", "explain"]
+
+
+class Plan(Protocol):
+    """Parameters of one device and their optimizer states, ready to be stepped."""
+
+    def matches(self, params: Sequence[Tensor]) -> bool:
+        """Whether these are the very parameter objects the plan was made for, still on its device."""
+
+    def bind_gradients(self, main: Gradients, aux: Sequence[Gradients]) -> None:
+        """Hands over this step's gradients, one per parameter and loss. Checks everything, writes nothing."""
+
+    def missing_states(self, hypers: Sequence[Hyper]) -> list[int]:
+        """Parameters that have a gradient but lack a state tensor."""
+
+    def gram(self) -> Tensor:
+        """Float64 ``[rows, K + 1, K + 1]``."""
+
+    def update(self, hypers: Sequence[Hyper], weights: Tensor, skipped: Tensor) -> None:
+        """Steps with ``weights`` float64 ``[rows, K + 1]`` unless ``skipped`` (bool ``[]``)."""
+
+
+class FusedPlan(Plan, Protocol):
+    """A plan that can also gate on its own."""
+
+    def step(self, hypers: Sequence[Hyper], policy: GatePolicy, aux_weight: Sequence[float],
+             max_grad_norm: float | None) -> GateStats:  # fmt: skip
+        """Gram matrix, gate and update in one go."""
+
+
+class Backend(Protocol):
+    """A way to run steps."""
+
+    name: str
+
+    def missing(self) -> str | None:
+        """Why this backend cannot run on this machine at all; ``None`` where it can."""
+
+    def rejects(self, device: torch.device, num_aux: int) -> str | None:
+        """Why it cannot take tensors of ``device`` with ``num_aux`` auxiliaries; ``None`` where it can."""
+
+    def plan(self, rule: Rule, params: list[Tensor], groups: list[int], states: list[dict[str, Any]],
+             num_aux: int, per_tensor: bool) -> Plan:  # fmt: skip
+        """A plan for parameters of one device; ``groups[i]`` is the index of params[i]'s hyper-parameters."""
+
+
+@functools.cache
+def extension() -> tuple[Any, str | None]:
+    """The compiled module and ``None``, or ``None`` and the reason why there is none."""
+    # torch is imported first (at the top of this file), so that both share one OpenMP runtime: then
+    # torch.set_num_threads is honoured and no second pool of threads competes for the cores.
+    try:
+        from . import _C
+    except ImportError as error:
+        if "_C" in str(error) and "cannot import name" in str(error):
+            return None, (
+                "the compiled module is missing; install a C++17 compiler (Debian, Ubuntu: apt-get install g++) "
+                "and run `pip install -e .` again"
+            )
+        return None, f"the compiled module does not load: {error}"
+    return _C, None
+
+
+class ReferenceBackend:
+    """Plain PyTorch (:mod:`gradprom_ext.reference`): every device, every dtype, any number of auxiliaries."""
+
+    name = "reference"
+
+    def missing(self) -> str | None:
+        return None
+
+    def rejects(self, device: torch.device, num_aux: int) -> str | None:
+        return None
+
+    plan = staticmethod(ReferencePlan)
+
+
+class CompiledPlan:
+    """A plan of ``gradprom_ext._C``; see :class:`Plan`."""
+
+    def __init__(
+        self, rule: Rule, params: list[Tensor], groups: list[int], states: list[dict[str, Any]],
+        num_aux: int, per_tensor: bool,
+    ) -> None:  # fmt: skip
+        self._c, _ = extension()
+        self._params, self._num_aux = params, num_aux
+        self._rows = len(params) if per_tensor else None
+        self._plan = self._c.Plan(
+            rule=getattr(self._c.Rule, rule.name),
+            params=params,
+            groups=groups,
+            states=states,
+            num_aux=num_aux,
+            per_tensor=per_tensor,
+        )
+        self.matches = self._plan.matches
+        self.bind_gradients = self._plan.bind_gradients
+
+    def missing_states(self, hypers: Sequence[Hyper]) -> list[int]:
+        return self._plan.missing_states(self._hypers(hypers))
+
+    def gram(self) -> Tensor:
+        n = self._num_aux + 1
+        packed = self._empty((self._rows if self._rows is not None else 1, n * (n + 1) // 2))
+        self._plan.gram(packed)
+        i, j = torch.triu_indices(n, n, device=packed.device)
+        gram = packed.new_empty(len(packed), n, n)
+        gram[:, i, j] = packed
+        gram[:, j, i] = packed
+        return gram
+
+    def update(self, hypers: Sequence[Hyper], weights: Tensor, skipped: Tensor) -> None:
+        if not skipped:  # host memory: nothing to wait for
+            self._plan.update(self._hypers(hypers), weights.contiguous())
+            torch.autograd.graph.increment_version(self._params)
+
+    def step(
+        self, hypers: Sequence[Hyper], policy: GatePolicy, aux_weight: Sequence[float], max_grad_norm: float | None
+    ) -> GateStats:
+        rows = self._rows if self._rows is not None else 1
+        stats = self._empty((packed_size(rows, self._num_aux),))
+        gate = self._c.GateConfig(
+            gate=getattr(self._c.Gate, policy.kernel),
+            threshold=policy.threshold,
+            max_grad_norm=max_grad_norm or 0.0,
+            aux_weight=aux_weight,
+        )
+        self._plan.step(self._hypers(hypers), gate, stats)
+        # The kernels write through raw pointers; autograd must still notice that saved parameters are stale.
+        torch.autograd.graph.increment_version(self._params)
+        return GateStats(stats, self._num_aux, self._rows)
+
+    def _empty(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(shape, dtype=torch.float64, device=self._params[0].device)
+
+    def _hypers(self, hypers: Sequence[Hyper]) -> list[Any]:
+        return [self._c.Hyper(**vars(h)) for h in hypers]
+
+
+class CpuBackend:
+    """The compiled CPU kernels (csrc/cpu): OpenMP, AVX2 or AVX-512 where the processor has it."""
+
+    name = "cpu"
+
+    def missing(self) -> str | None:
+        return extension()[1]
+
+    def rejects(self, device: torch.device, num_aux: int) -> str | None:
+        if device.type != "cpu":
+            return f"takes tensors in host memory, not on {device}"
+        limit = extension()[0].MAX_AUX
+        return f"takes up to {limit} auxiliaries, not {num_aux}" if num_aux > limit else None
+
+    plan = staticmethod(CompiledPlan)
+
+
+#: In order of preference.
+BACKENDS: tuple[Backend, ...] = (CpuBackend(), ReferenceBackend())
+
+
+def available_backends() -> list[str]:
+    """Names of the backends that can run on this machine, fastest first, e.g. ``["cpu", "reference"]``."""
+    return [b.name for b in BACKENDS if b.missing() is None]
+
+
+def explain(device: torch.device, num_aux: int = 1) -> dict[str, str | None]:
+    """For every backend ``None`` where it takes tensors of ``device``, else the reason why not."""
+    return {b.name: b.missing() or b.rejects(device, num_aux) for b in BACKENDS}
+
+
+def check_name(name: str) -> None:
+    """:raises ValueError: ``name`` is no backend, or one that cannot run on this machine."""
+    if name == "auto":
+        return
+    known = {b.name: b for b in BACKENDS}
+    if name not in known:
+        raise ValueError(f"unknown backend {name!r}; choose 'auto' or one of {', '.join(map(repr, known))}")
+    reason = known[name].missing()
+    if reason is not None:
+        raise ValueError(f"backend {name!r} is not available here: {reason}")
+
+
+@functools.cache
+def choose(name: str, device: torch.device, num_aux: int) -> Backend:
+    """The backend for tensors of ``device``.
+
+    :param name: ``"auto"`` or a backend's name.
+    :raises ValueError: the named backend cannot take them; says why.
+    """
+    check_name(name)
+    reasons = explain(device, num_aux)
+    for backend in BACKENDS:
+        if name not in ("auto", backend.name):
+            continue
+        reason = reasons[backend.name]
+        if reason is None:
+            if name == "auto" and backend.name == "reference":
+                why = "; ".join(f"{n}: {r}" for n, r in reasons.items() if r)
+                warnings.warn(f"gradprom_ext runs its slow reference on {device} ({why})", stacklevel=2)
+            return backend
+        if name == backend.name:
+            raise ValueError(f"backend {name!r} {reason}")
+    raise AssertionError("the reference takes everything")

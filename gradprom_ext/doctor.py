@@ -1,0 +1,63 @@
+"""``python -m gradprom_ext.doctor``: what was built, what can run here, and why the rest cannot."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+import torch
+
+from . import backends
+from .version import __version__
+
+
+def devices() -> list[torch.device]:
+    """The CPU and every GPU PyTorch sees."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.device("cpu"), *(torch.device("cuda", i) for i in range(count))]
+
+
+def report() -> str:
+    """The text that ``main`` prints."""
+    extension, problem = backends.extension()
+    lines = [
+        f"gradprom_ext {__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}, "
+        f"{platform.system()} {platform.machine()}",
+    ]
+    if extension is None:
+        lines.append(f"compiled module: no ({problem})")
+    else:
+        cuda = extension.CUDA_ARCHITECTURES
+        path = extension.tensor_path(torch.empty(0))
+        lines += [
+            f"compiled module: {extension.__file__}",
+            f"  compiler          {extension.COMPILER}",
+            f"  CPU kernels       {extension.cpu_isa()}, "
+            + (f"OpenMP, {torch.get_num_threads()} threads" if extension.OPENMP else "one thread (built without OpenMP)"),
+            f"  CUDA kernels      {cuda or 'not built (no nvcc was found when the package was installed)'}",
+            "  tensors read by   "
+            + {"exchange": "the DLPack exchange API", "attributes": "attributes (this PyTorch has no exchange API)"}[path],
+        ]
+    lines.append("backends, in order of preference:")
+    for backend in backends.BACKENDS:
+        reason = backend.missing()
+        lines.append(f"  {backend.name:<11}{'yes' if reason is None else 'no: ' + reason}")
+    lines.append("what runs where:")
+    for device in devices():
+        chosen = next(name for name, reason in backends.explain(device).items() if reason is None)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
+        lines.append(f"  {str(device) + ' (' + name + ')':<32}{chosen}")
+        for other, reason in backends.explain(device).items():
+            if reason is not None:
+                lines.append(f"    not {other}: {reason}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Prints the report. Returns 1 where only the reference can run, else 0."""
+    print(report())
+    return 0 if backends.extension()[0] is not None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

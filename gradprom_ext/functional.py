@@ -1,0 +1,127 @@
+"""The step as functions: gradients in, parameters updated in place, nothing remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from . import _checks, rules
+from ._step import StepConfig, Stepper
+from .policy import GatePolicy
+from .stats import GateStats
+
+__all__ = ["gradient_stats", "gradprom_"]
+
+OneOrSeveral = Sequence["Tensor | None"] | Sequence[Sequence["Tensor | None"]]
+
+
+@torch.no_grad()
+def gradprom_(
+    params: Iterable[Tensor],
+    main_grads: Sequence[Tensor | None],
+    aux_grads: OneOrSeveral,
+    *,
+    lr: float = 1e-3,
+    aux_weight: float | Sequence[float] = 1.0,
+    gate: str | GatePolicy = "hard",
+    threshold: float = 0.0,
+    granularity: str = "global",
+    max_grad_norm: float | None = None,
+    nonfinite: str = "skip",
+    backend: str = "auto",
+) -> GateStats:
+    """One GradProm step by the SGD rule, in place:
+    ``theta -= lr * (G_main + gate * aux_weight * G_aux)`` (`arXiv:2501.01114 <https://arxiv.org/abs/2501.01114>`_).
+
+    :param params: the parameters theta, any shapes; float32, float64, float16 or bfloat16. Updated in place.
+    :param main_grads: gradient of the main loss, one tensor per parameter, in its shape and on its device, with any
+        strides and any of these dtypes; ``None`` is a zero. A parameter without any gradient is left alone.
+    :param aux_grads: gradients of the auxiliary loss, likewise; or a sequence of such sequences for several.
+    :param lr: learning rate, >= 0.
+    :param aux_weight: lambda, one number or one per auxiliary.
+    :param gate: ``"hard"`` (open where the cosine reaches ``threshold``), ``"soft"`` (weight ``max(0, cosine)``),
+        ``"always"``, ``"never"``, ``"project"`` or a :class:`~gradprom_ext.GatePolicy`.
+    :param threshold: cosine in [-1, 1], for ``"hard"`` and ``"soft"``.
+    :param granularity: ``"global"``: one cosine over all parameters; ``"tensor"``: one per parameter.
+    :param max_grad_norm: clips the norm of the combined gradient, as ``torch.nn.utils.clip_grad_norm_`` does.
+    :param nonfinite: where a gradient holds NaN or infinity, ``"skip"`` changes nothing and says so in
+        ``stats.skipped``; ``"raise"`` raises (and waits for the device to know).
+    :param backend: ``"auto"`` or one of :func:`~gradprom_ext.available_backends`.
+    :returns: :class:`~gradprom_ext.GateStats`; its tensors stay on the device.
+    :raises ValueError: an argument out of range; gradients whose number, shape or device do not fit.
+    :raises TypeError: integer, complex or sparse tensors.
+    :raises NonFiniteGradientError: see ``nonfinite``. Whatever is raised, no parameter was changed.
+
+    >>> import torch, gradprom_ext as gp
+    >>> theta = [torch.tensor([1.0, 1.0])]
+    >>> stats = gp.gradprom_(theta, [torch.tensor([1.0, 0.0])], [torch.tensor([1.0, 1.0])], lr=0.5)
+    >>> theta[0].tolist(), stats.gate.tolist()
+    ([0.0, 0.5], [1.0])
+    """
+    if not lr >= 0:
+        raise ValueError(f"lr must be a number >= 0, got {lr}")
+    config = StepConfig.make(
+        aux_weight=aux_weight, gate=gate, threshold=threshold, granularity=granularity,
+        max_grad_norm=max_grad_norm, nonfinite=nonfinite, backend=backend,
+    )  # fmt: skip
+    theta, main, aux = list(params), list(main_grads), _checks.aux_sequences(aux_grads)
+    for i, param in enumerate(theta):
+        _checks.check_param(f"params[{i}]", param)
+    _check_all(main, aux, theta, "params")
+    if not theta:
+        return _no_parameters(len(aux), config)
+    stepper = Stepper(rules.SGD, theta, [0] * len(theta), [{} for _ in theta], len(aux), config)
+    return stepper.step(main, aux, [rules.Hyper(lr=float(lr))])
+
+
+@torch.no_grad()
+def gradient_stats(
+    main_grads: Sequence[Tensor | None],
+    aux_grads: OneOrSeveral,
+    *,
+    aux_weight: float | Sequence[float] = 1.0,
+    gate: str | GatePolicy = "hard",
+    threshold: float = 0.0,
+    granularity: str = "global",
+    max_grad_norm: float | None = None,
+    backend: str = "auto",
+) -> GateStats:
+    """Cosines, norms and the gate that a step would have, without a step. Arguments and errors as in
+    :func:`gradprom_`.
+
+    >>> import torch, gradprom_ext as gp
+    >>> gp.gradient_stats([torch.tensor([3.0, 4.0])], [torch.tensor([-4.0, 3.0])]).cosine.tolist()
+    [0.0]
+    """
+    config = StepConfig.make(
+        aux_weight=aux_weight, gate=gate, threshold=threshold, granularity=granularity,
+        max_grad_norm=max_grad_norm, nonfinite="skip", backend=backend,
+    )  # fmt: skip
+    main, aux = list(main_grads), _checks.aux_sequences(aux_grads)
+    for name, grads in [("main_grads", main), *((f"aux_grads[{k}]", gs) for k, gs in enumerate(aux))]:
+        if len(grads) != len(main):
+            raise ValueError(f"{name} holds {len(grads)} gradients for {len(main)} in main_grads")
+    # Shape, device and layout of each parameter come from whichever gradient is there; without one it counts nothing.
+    like = [next((g for g in gs if g is not None), torch.empty(0)) for gs in zip(main, *aux, strict=True)]
+    _check_all(main, aux, like, "main_grads")
+    if not like:
+        return _no_parameters(len(aux), config)
+    return Stepper(rules.SGD, like, [0] * len(like), [{} for _ in like], len(aux), config).stats(main, aux)
+
+
+def _check_all(
+    main: Sequence[Tensor | None], aux: Sequence[Sequence[Tensor | None]], like: Sequence[Tensor], what: str
+) -> None:
+    _checks.check_gradients("main_grads", main, like, what)
+    for k, grads in enumerate(aux):
+        _checks.check_gradients(f"aux_grads[{k}]" if len(aux) > 1 else "aux_grads", grads, like, what)
+
+
+def _no_parameters(num_aux: int, config: StepConfig) -> GateStats:
+    from .reference import decide
+
+    rows = 0 if config.per_tensor else 1
+    gram = torch.zeros(rows, num_aux + 1, num_aux + 1, dtype=torch.float64)
+    return decide(gram, config.policy, config.lambdas(num_aux), config.max_grad_norm, config.per_tensor)[1]

@@ -1,0 +1,322 @@
+"""Drop-in optimizers: ``torch.optim``'s SGD, Adam and AdamW, fed with GradProm's combined gradient."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks, rules
+from ._step import StepConfig, Stepper
+from .policy import GatePolicy
+from .stats import GateStats
+
+__all__ = ["GradPromAdam", "GradPromAdamW", "GradPromSGD"]
+
+
+class _GradPromOptimizer(torch.optim.Optimizer):
+    """Captures one gradient per loss, gates, and steps. See :class:`GradPromSGD` for the arguments all have."""
+
+    _rule: rules.Rule
+
+    def __init__(
+        self, params: Any, defaults: dict[str, Any], *, aux_weight: float | Sequence[float], gate: str | GatePolicy,
+        threshold: float, granularity: str, max_grad_norm: float | None, nonfinite: str, backend: str,
+    ) -> None:  # fmt: skip
+        self._config = StepConfig.make(
+            aux_weight=aux_weight, gate=gate, threshold=threshold, granularity=granularity,
+            max_grad_norm=max_grad_norm, nonfinite=nonfinite, backend=backend,
+        )  # fmt: skip
+        self._forget()
+        super().__init__(params, defaults)
+
+    def _forget(self) -> None:
+        #: Of the last step, or ``None`` before the first.
+        self.stats: GateStats | None = None
+        self._skipped_steps: Tensor | None = None
+        self._stepper: Stepper | None = None
+        self._states: list[dict[str, Any]] = []
+        self._aux_grads: list[list[Tensor | None]] = []  # one list per auxiliary, one entry per parameter
+        self._captured: list[tuple[Tensor | None, int]] = []  # .grad of each parameter as `backward` left it
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # torch.optim.Optimizer
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in ``torch.optim``; before or after the first step.
+
+        :raises ValueError: a hyper-parameter out of range.
+        :raises TypeError: a parameter that is sparse or not of a supported floating-point type.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
+            where = f" of group {len(self.param_groups) - 1}"
+            for name, param in zip(names, group["params"], strict=True):
+                _checks.check_param(f"{name}{where}", param)
+            self._check_group(group)
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        for key in ("lr", "weight_decay"):
+            if not group[key] >= 0:
+                raise ValueError(f"{key} must be a number >= 0, got {group[key]}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_config": self._config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickling, copying and ``load_state_dict`` come through here."""
+        super().__setstate__(state)
+        self._forget()
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)  # saved by torch.optim, or by an older version
+            for param in group["params"]:
+                step = self.state[param].get("step") if param in self.state else None
+                if step is not None:
+                    value = torch.as_tensor(step, dtype=torch.float32, device=param.device)
+                    self.state[param]["step"] = value.detach().clone().reshape(())
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops the gradients of every loss. (``set_to_none=False`` keeps ``.grad`` as zeros, as in ``torch.optim``.)"""
+        super().zero_grad(set_to_none)
+        self._aux_grads = []
+        self._captured = []
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # GradProm
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that steps these parameters, e.g. ``"cpu"``; joined by ``+`` over several devices."""
+        return "+".join(dict.fromkeys(b.name for b in self._plan(max(len(self._aux_grads), 1)).backends))
+
+    @property
+    def skipped_steps(self) -> Tensor:
+        """Number of steps that changed nothing because a gradient was not finite: float64 ``[]`` on the device."""
+        return torch.zeros((), dtype=torch.float64) if self._skipped_steps is None else self._skipped_steps
+
+    def backward(self, main_loss: Tensor, *aux_losses: Tensor, retain_graph: bool = False) -> None:
+        """Back-propagates each loss and keeps its gradient apart.
+
+        The parameters of this optimizer get one gradient per loss: the main one in ``.grad``, where other code expects
+        it, the auxiliary ones in here. Every other leaf of the graphs (the recognition network's parameters) gets its
+        ordinary ``.grad`` from whichever losses reach it. Gradients are captured by swapping ``.grad``, so nothing is
+        copied; a loss that does not depend on a parameter contributes zero to it.
+
+        Called several times before :meth:`step`, it accumulates; the gate is taken once, on the sums.
+
+        :param main_loss: ``[]`` or one element: the loss of the main model.
+        :param aux_losses: likewise, any number, the same number in every call before a step. None: a plain optimizer.
+        :param retain_graph: keeps the graphs for another backward.
+        :raises ValueError: a loss has no graph or more than one element; the number of auxiliaries changed.
+        :raises RuntimeError: gradients were changed or cleared behind this optimizer's back since the last call.
+        """
+        for name, loss in [("main_loss", main_loss), *((f"aux_losses[{k}]", a) for k, a in enumerate(aux_losses))]:
+            if not isinstance(loss, Tensor):
+                raise TypeError(f"{name} is a {type(loss).__name__}, not a tensor")
+            if loss.numel() != 1:
+                raise ValueError(f"{name} must be a single number, its shape is {tuple(loss.shape)}")
+            if not loss.requires_grad:
+                raise ValueError(
+                    f"{name} has no graph: it depends on no parameter that requires a gradient "
+                    "(was it computed under torch.no_grad(), or from a detached tensor?)"
+                )
+        params = self._params()
+        if self._aux_grads:
+            self._check_untouched(params)
+            if len(aux_losses) != len(self._aux_grads):
+                raise ValueError(
+                    f"{len(aux_losses)} auxiliary losses, but the gradients so far have {len(self._aux_grads)}; "
+                    "every call between two steps must have the same number"
+                )
+        aux_grads = self._aux_grads or [[None] * len(params) for _ in aux_losses]
+
+        main_loss.backward(retain_graph=retain_graph or bool(aux_losses))
+        main_grads = [p.grad for p in params]
+        try:
+            for k, loss in enumerate(aux_losses):
+                for p, g in zip(params, aux_grads[k], strict=True):
+                    p.grad = g
+                loss.backward(retain_graph=retain_graph or k + 1 < len(aux_losses))
+                aux_grads[k] = [p.grad for p in params]
+        finally:
+            for p, g in zip(params, main_grads, strict=True):
+                p.grad = g
+        self._aux_grads = aux_grads
+        self._captured = [(g, g._version if g is not None else 0) for g in main_grads] if aux_losses else []
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """Gates and updates, from ``.grad`` (the main gradients) and what :meth:`backward` captured.
+
+        Does not wait for the device (unless ``nonfinite="raise"``). Afterwards :attr:`stats` describes the step.
+
+        :raises TypeError: a closure was given: it would evaluate one loss, GradProm needs the gradients of several.
+        :raises NonFiniteGradientError: ``nonfinite="raise"``, and a gradient holds NaN or infinity. Parameters and
+            state are as before.
+        """
+        if closure is not None:
+            raise TypeError(
+                f"{type(self).__name__}.step takes no closure: call backward(main_loss, aux_loss) first, then step()"
+            )
+        params = self._params()
+        main = [p.grad for p in params]
+        if self._aux_grads and len(self._aux_grads[0]) != len(params):
+            self._aux_grads = [gs + [None] * (len(params) - len(gs)) for gs in self._aux_grads]
+        hypers = [self._rule.hyper(group) for group in self.param_groups]
+        stepper = self._plan(len(self._aux_grads))
+        try:
+            self.stats = stepper.step(main, self._aux_grads, hypers)
+        except (TypeError, ValueError, RuntimeError):
+            self._explain(main, params)
+            raise
+        if self._skipped_steps is None:
+            self._skipped_steps = torch.zeros((), dtype=torch.float64, device=self.stats.packed.device)
+        self._skipped_steps += self.stats.packed[0]
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _plan(self, num_aux: int) -> Stepper:
+        params = self._params()
+        stepper = self._stepper
+        if stepper is None or not self._same_states() or not stepper.fits(params, num_aux, self._config):
+            groups = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
+            states = [self.state[p] for p in params]
+            self._states = list(self.state.values())
+            self._stepper = stepper = Stepper(self._rule, params, groups, states, num_aux, self._config)
+        return stepper
+
+    def _same_states(self) -> bool:
+        """A plan keeps the state dicts of its parameters; somebody may have put others in their place."""
+        return len(self.state) == len(self._states) and all(map(operator.is_, self.state.values(), self._states))
+
+    def _check_untouched(self, params: Sequence[Tensor]) -> None:
+        """Adding to auxiliary gradients whose main partner is gone would pair gradients of different batches."""
+        captured = self._captured
+        same = len(params) == len(captured) and all(
+            p.grad is g and (g is None or g._version == version)
+            for p, (g, version) in zip(params, captured, strict=True)
+        )
+        if not same:
+            raise RuntimeError(
+                "gradients were cleared or changed since the last backward() other than through this optimizer; "
+                "call its zero_grad() after each step (module.zero_grad() does not know the auxiliary gradients)"
+            )
+
+    def _explain(self, main: Sequence[Tensor | None], params: Sequence[Tensor]) -> None:
+        """Raises the clearest error about the gradients; returns where there is nothing to say about them."""
+        _checks.check_gradients("main_grads", main, params)
+        for k, grads in enumerate(self._aux_grads):
+            _checks.check_gradients(f"aux_grads[{k}]", grads, params)
+
+
+class GradPromSGD(_GradPromOptimizer):
+    """``torch.optim.SGD``, fed with GradProm's combined gradient
+    (`arXiv:2501.01114 <https://arxiv.org/abs/2501.01114>`_).
+
+    :param params: parameters, groups of parameters or named parameters, as in ``torch.optim``: float32, float64,
+        float16 or bfloat16. The gate is taken over all groups, dtypes and devices together.
+    :param lr: learning rate, >= 0.
+    :param momentum, dampening, weight_decay, nesterov, maximize: as in ``torch.optim.SGD``.
+    :param aux_weight: lambda of the auxiliary gradients, one number or one per auxiliary loss.
+    :param gate: ``"hard"`` (GradProm), ``"soft"``, ``"always"`` (joint training), ``"never"``, ``"project"``
+        (one-sided PCGrad) or a :class:`~gradprom_ext.GatePolicy`.
+    :param threshold: cosine at which the hard gate opens.
+    :param granularity: ``"global"`` or ``"tensor"`` (each parameter is gated by its own cosine).
+    :param max_grad_norm: clips the norm of the combined gradient, over all parameters.
+    :param nonfinite: what a NaN or infinity in any gradient does: ``"skip"`` the step, parameters, state and step
+        counters staying bit for bit, or ``"raise"``.
+    :param backend: ``"auto"`` or one of :func:`~gradprom_ext.available_backends`.
+    :raises ValueError: an argument out of range.
+    :raises TypeError: a parameter that no backend takes.
+
+    >>> import torch, gradprom_ext as gp
+    >>> enhance, recognise = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
+    >>> opt = gp.GradPromSGD(enhance.parameters(), lr=0.1)
+    >>> x, clean, label = torch.randn(8, 4), torch.randn(8, 4), torch.randint(2, (8,))
+    >>> y = enhance(x)
+    >>> opt.backward(torch.nn.functional.mse_loss(y, clean), torch.nn.functional.cross_entropy(recognise(y), label))
+    >>> opt.step(); opt.zero_grad()
+    >>> opt.stats.cosine.shape, recognise.weight.grad is not None
+    (torch.Size([1]), True)
+    """
+
+    _rule = rules.SGD
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.0, dampening: float = 0.0,
+        weight_decay: float = 0.0, nesterov: bool = False, *, maximize: bool = False,
+        aux_weight: float | Sequence[float] = 1.0, gate: str | GatePolicy = "hard", threshold: float = 0.0,
+        granularity: str = "global", max_grad_norm: float | None = None, nonfinite: str = "skip",
+        backend: str = "auto",
+    ) -> None:  # fmt: skip
+        defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
+                    "nesterov": nesterov, "maximize": maximize}  # fmt: skip
+        super().__init__(
+            params, defaults, aux_weight=aux_weight, gate=gate, threshold=threshold, granularity=granularity,
+            max_grad_norm=max_grad_norm, nonfinite=nonfinite, backend=backend,
+        )  # fmt: skip
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        if not group["momentum"] >= 0:
+            raise ValueError(f"momentum must be a number >= 0, got {group['momentum']}")
+        if not math.isfinite(group["dampening"]):
+            raise ValueError(f"dampening must be finite, got {group['dampening']}")
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise ValueError("nesterov needs a momentum and no dampening")
+
+
+class GradPromAdam(_GradPromOptimizer):
+    """``torch.optim.Adam``, fed with GradProm's combined gradient; both moments see the combined gradient.
+
+    :param betas, eps, weight_decay, amsgrad, maximize: as in ``torch.optim.Adam``. Everything else as in
+        :class:`GradPromSGD`.
+    """
+
+    _rule = rules.ADAM
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 0.0, amsgrad: bool = False, *, maximize: bool = False,
+        aux_weight: float | Sequence[float] = 1.0, gate: str | GatePolicy = "hard", threshold: float = 0.0,
+        granularity: str = "global", max_grad_norm: float | None = None, nonfinite: str = "skip",
+        backend: str = "auto",
+    ) -> None:  # fmt: skip
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
+                    "maximize": maximize}  # fmt: skip
+        super().__init__(
+            params, defaults, aux_weight=aux_weight, gate=gate, threshold=threshold, granularity=granularity,
+            max_grad_norm=max_grad_norm, nonfinite=nonfinite, backend=backend,
+        )  # fmt: skip
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        beta1, beta2 = group["betas"]
+        if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+            raise ValueError(f"betas must lie in [0, 1), got {group['betas']}")
+        if not group["eps"] >= 0:
+            raise ValueError(f"eps must be a number >= 0, got {group['eps']}")
+
+
+class GradPromAdamW(GradPromAdam):
+    """``torch.optim.AdamW`` (decoupled weight decay), fed with GradProm's combined gradient; arguments as in
+    :class:`GradPromAdam`, ``weight_decay`` 0.01 unless given."""
+
+    _rule = rules.ADAMW
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 1e-2, amsgrad: bool = False, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **kwargs)

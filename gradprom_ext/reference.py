@@ -1,0 +1,132 @@
+"""The definition of GradProm in plain PyTorch. Tests, documentation and benchmarks compare against this.
+
+``combined_gradient`` is the method. The rest makes it a backend: it runs on every device and dtype, with any number of
+auxiliaries, slowly, and is used where no kernel can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import stats as _stats
+from .policy import GatePolicy, cosines
+from .rules import Hyper, Rule, apply_rule
+from .stats import GateStats
+
+__all__ = ["combined_gradient", "decide", "gram_matrix"]
+
+Gradients = Sequence["Tensor | None"]
+
+
+def gram_matrix(grads: Sequence[Gradients], per_tensor: bool = False) -> Tensor:
+    """Inner products of the gradients, in float64.
+
+    :param grads: the main gradient and the K auxiliary ones, each a sequence of one tensor per parameter; ``None`` is
+        a zero.
+    :param per_tensor: one matrix per parameter instead of one for the model.
+    :returns: float64 ``[rows, K + 1, K + 1]``.
+    """
+    device = next((g.device for gs in grads for g in gs if g is not None), torch.device("cpu"))
+    rows, n = len(grads[0]) if per_tensor else 1, len(grads)
+    gram = torch.zeros(rows, n, n, dtype=torch.float64, device=device)
+    for p, tensors in enumerate(zip(*grads, strict=True)):
+        flat = [None if t is None else t.detach().to(torch.float64).reshape(-1) for t in tensors]
+        for i, a in enumerate(flat):
+            for j, b in enumerate(flat[: i + 1]):
+                if a is not None and b is not None:
+                    entry = torch.dot(a, b)
+                    row = p if per_tensor else 0
+                    gram[row, i, j] += entry
+                    if i != j:
+                        gram[row, j, i] += entry
+    return gram
+
+
+def decide(
+    gram: Tensor, policy: GatePolicy, aux_weight: Sequence[float], max_grad_norm: float | None, per_tensor: bool
+) -> tuple[Tensor, GateStats]:
+    """Weights of the combined gradient, clipping included, and the statistics of the step.
+
+    :param gram: float64 ``[rows, K + 1, K + 1]``.
+    :param aux_weight: K lambdas.
+    :param max_grad_norm: as in ``torch.nn.utils.clip_grad_norm_``, applied to the combined gradient; its norm is
+        ``sqrt(w' G w)``, so no further pass over the gradients is needed.
+    :returns: weights float64 ``[rows, K + 1]`` and :class:`~gradprom_ext.GateStats`.
+    """
+    lambdas = torch.tensor(list(aux_weight), dtype=torch.float64).to(gram.device, non_blocking=True)
+    main_weight, gate = policy(gram, lambdas)
+    weights = torch.cat([main_weight[:, None], gate * lambdas], dim=1)
+    norm = torch.einsum("ri,rij,rj->", weights, gram, weights).clamp_min(0.0).sqrt()
+    clip = torch.ones_like(norm) if max_grad_norm is None else (max_grad_norm / (norm + 1e-6)).clamp_max(1.0)
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    stats = _stats.pack(
+        skipped=~squares.isfinite().all(),
+        combined_norm=norm,
+        clip_coefficient=clip,
+        main_norm=squares[:, 0].sqrt(),
+        main_weight=main_weight,
+        cosine=cosines(gram),
+        gate=gate,
+        aux_norm=squares[:, 1:].sqrt(),
+        per_tensor=per_tensor,
+    )
+    return weights * clip, stats
+
+
+def combined_gradient(grads: Sequence[Tensor | None], weights: Tensor) -> Tensor | None:
+    """``sum_k w_k g_k`` of one parameter; a weight of 0 selects, it never multiplies (0 * inf is NaN).
+
+    :param grads: K + 1 tensors of one shape, ``None`` for zero; all ``None`` gives ``None``.
+    :param weights: float64 ``[K + 1]``.
+    :returns: float32, or float64 where a gradient is.
+    """
+    present = [(g, w) for g, w in zip(grads, weights.unbind(), strict=True) if g is not None]
+    if not present:
+        return None
+    dtype = torch.float64 if any(g.dtype == torch.float64 for g, _ in present) else torch.float32
+    terms = [torch.where(w == 0, 0.0, w.to(dtype) * g.to(dtype)) for g, w in present]
+    return torch.stack(terms).sum(0)
+
+
+class ReferencePlan:
+    """The reference as a backend; see :class:`gradprom_ext.backends.Plan`."""
+
+    def __init__(
+        self, rule: Rule, params: list[Tensor], groups: list[int], states: list[dict], num_aux: int, per_tensor: bool
+    ) -> None:
+        self._rule, self._params, self._groups, self._states = rule, params, groups, states
+        self._devices = [p.device for p in params]
+        self._per_tensor = per_tensor
+        self._grads: list[Gradients] = []
+
+    def matches(self, params: Sequence[Tensor]) -> bool:
+        return len(params) == len(self._params) and all(
+            a is b and a.device == device for a, b, device in zip(params, self._params, self._devices, strict=True)
+        )
+
+    def bind_gradients(self, main: Gradients, aux: Sequence[Gradients]) -> None:
+        self._grads = [main, *aux]
+
+    def missing_states(self, hypers: Sequence[Hyper]) -> list[int]:
+        def complete(i: int) -> bool:
+            names = self._rule.state_names(hypers[self._groups[i]])
+            return not names or all(name in self._states[i] for name in (*names, "step"))
+
+        return [i for i in range(len(self._params)) if self._active(i) and not complete(i)]
+
+    def gram(self) -> Tensor:
+        return gram_matrix(self._grads, self._per_tensor)
+
+    def update(self, hypers: Sequence[Hyper], weights: Tensor, skipped: Tensor) -> None:
+        for i, param in enumerate(self._params):
+            gradient = combined_gradient([gs[i] for gs in self._grads], weights[i if self._per_tensor else 0])
+            if gradient is None:
+                continue
+            dtype = torch.promote_types(gradient.dtype, param.dtype)
+            apply_rule(self._rule, hypers[self._groups[i]], param, gradient.to(dtype), self._states[i], skipped)
+
+    def _active(self, i: int) -> bool:
+        return any(gs[i] is not None for gs in self._grads)

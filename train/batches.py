@@ -1,0 +1,117 @@
+"""Training batches: which images, which crop, which noise, all of it a pure function of (seed, phase, epoch, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from train.data.base import Subset
+from train.degradations import Degradation, stable_seed
+
+
+class Key(NamedTuple):
+    """One training example: image ``index`` as seen in ``epoch`` of ``phase``."""
+
+    phase: str
+    epoch: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """
+    :param clean: ``float32 [N, C, crop, crop]`` in [0, 1].
+    :param degraded: ``float32 [N, C, crop / scale, crop / scale]``.
+    :param labels: ``int64 [N]``, or ``None`` where the data set has none.
+    """
+
+    clean: Tensor
+    degraded: Tensor
+    labels: Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on ``device``, images in channels_last order (the faster one for convolutions on every device)."""
+        clean, degraded = (
+            images.to(device, memory_format=torch.channels_last) for images in (self.clean, self.degraded)
+        )
+        return Batch(clean, degraded, None if self.labels is None else self.labels.to(device))
+
+
+class Crops(Dataset[Batch]):
+    """Random crops, mirrored left to right half of the time, and their degraded versions.
+
+    :param crop: side of the crops in pixels.
+    :param seed: the run's seed.
+    """
+
+    def __init__(self, subset: Subset, degrade: Degradation, *, crop: int, seed: int) -> None:
+        self.subset = subset
+        self.degrade = degrade
+        self.crop = crop
+        self.seed = seed
+
+    def _clean(self, key: Key) -> Tensor:
+        image = self.subset.tensor([key.index])[0]
+        generator = torch.Generator().manual_seed(stable_seed("crop", self.seed, *key))
+        rows, columns = image.shape[1] - self.crop + 1, image.shape[2] - self.crop + 1
+        top, left, mirrored = (int(torch.randint(n, (), generator=generator)) for n in (rows, columns, 2))
+        image = image[:, top : top + self.crop, left : left + self.crop]
+        return image.flip(2) if mirrored else image
+
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        clean = torch.stack([self._clean(key) for key in keys])
+        degraded = self.degrade(clean, [stable_seed("noise", self.seed, *key) for key in keys])
+        labels = self.subset.labels
+        return Batch(clean, degraded, None if labels is None else torch.tensor(labels[[key.index for key in keys]]))
+
+
+class Order(Sampler[list[Key]]):
+    """The batches of a phase from step ``start`` on: a new permutation in each epoch, an incomplete last batch left out.
+
+    :param images: how many training images there are, at least ``batch_size``.
+    :param steps: how many steps the phase has in all.
+    """
+
+    def __init__(self, phase: str, *, images: int, batch_size: int, steps: int, seed: int, start: int = 0) -> None:
+        self.phase = phase
+        self.images = images
+        self.batch_size = batch_size
+        self.steps = range(start, steps)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        per_epoch = self.images // self.batch_size
+        permutation: list[int] = []
+        for step in self.steps:
+            epoch, position = divmod(step, per_epoch)
+            if position == 0 or not permutation:
+                generator = torch.Generator().manual_seed(stable_seed("order", self.seed, self.phase, epoch))
+                permutation = torch.randperm(self.images, generator=generator).tolist()
+            chosen = permutation[position * self.batch_size : (position + 1) * self.batch_size]
+            yield [Key(self.phase, epoch, index) for index in chosen]
+
+
+def _same(batch: Batch) -> Batch:
+    return batch
+
+
+def batches(crops: Crops, order: Order, *, num_workers: int) -> DataLoader[Batch]:
+    """The batches of ``order``, on the CPU.
+
+    :param num_workers: processes that prepare them; 0: this process. The batches are the same.
+    """
+    return DataLoader(
+        crops,
+        batch_sampler=order,
+        collate_fn=_same,
+        num_workers=num_workers,
+        generator=torch.Generator(),  # else the loader draws a seed, unused here, from the global generator
+    )

@@ -1,0 +1,170 @@
+"""COVID-CT: 349 CT images with and 397 without findings of COVID-19, in their official split.
+
+X. Yang, X. He, J. Zhao, Y. Zhang, S. Zhang, P. Xie, "COVID-CT-Dataset: A CT Scan Dataset about COVID-19",
+arXiv:2003.13865 (2020).
+
+Layout of the folder, as its authors publish it (the two image folders are zip files there)::
+
+    Images-processed/CT_COVID/*      Data-split/COVID/{train,val,test}CT_COVID.txt
+    Images-processed/CT_NonCOVID/*   Data-split/NonCOVID/{train,val,test}CT_NonCOVID.txt
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import PIL
+
+from train.data import phantom
+from train.data.base import DATASETS, SPLITS, DataError, DataSet, ImageData, Subset
+from train.data.cache import ArrayCache, file_sha256
+from train.data.decode import decode_images
+from train.data.download import Remote, download, read_manifest
+
+CLASS_NAMES = ("NonCOVID", "COVID")
+
+# Images per split: what the phantoms imitate. The real split is whatever the list files say.
+PHANTOM_COUNTS = {
+    "train": {"NonCOVID": 234, "COVID": 191},
+    "val": {"NonCOVID": 58, "COVID": 60},
+    "test": {"NonCOVID": 105, "COVID": 98},
+}
+
+BASE_URL = "https://raw.githubusercontent.com/UCSD-AI4H/COVID-CT/master/"
+
+# The archives carry no published checksum, and zip files of equal content differ from one packing to the next. What is
+# verified instead is what matters: the length and SHA-256 of every image and list file that comes out of them, against
+# this list, which was taken from the official files.
+MANIFEST = Path(__file__).with_name("covidct_manifest.txt")
+
+
+def list_file(split: str, class_name: str) -> str:
+    """Path of a list file, relative to the data set's folder."""
+    return f"Data-split/{class_name}/{split}CT_{class_name}.txt"
+
+
+def image_folder(class_name: str) -> str:
+    """Path of a class's images, relative to the data set's folder."""
+    return f"Images-processed/CT_{class_name}"
+
+
+@DATASETS.register("covidct")
+class CovidCT(DataSet):
+    name = "covidct"
+    title = "COVID-CT"
+    folder = "COVID-CT"
+    homepage = "https://github.com/UCSD-AI4H/COVID-CT"
+
+    def is_at(self, path: Path) -> bool:
+        return (path / "Images-processed").is_dir() or (path / "Data-split").is_dir()
+
+    def read(self, path: Path, *, size: int, channels: int, cache: ArrayCache, progress: bool) -> ImageData:
+        files = listed_images(path)
+        labels = {
+            split: np.repeat(np.arange(len(CLASS_NAMES)), [len(files[split][c]) for c in CLASS_NAMES])
+            for split in SPLITS
+        }
+        paths = {split: [file for c in CLASS_NAMES for file in files[split][c]] for split in SPLITS}
+
+        def decode() -> dict[str, np.ndarray]:
+            return {
+                split: decode_images(
+                    paths[split], size=size, channels=channels, progress=progress, what=f"{self.title} {split}"
+                )
+                for split in SPLITS
+            }
+
+        key = {
+            "data set": self.name,
+            "size": size,
+            "channels": channels,
+            "files": {split: [_stamp(file) for file in paths[split]] for split in SPLITS},
+            "decoder": file_sha256(Path(decode_images.__code__.co_filename)),
+            "pillow": PIL.__version__,
+        }
+        images = cache.arrays(f"{self.name}-{size}px-{channels}ch", key, decode)
+        return ImageData(
+            name=self.name,
+            source="real",
+            class_names=CLASS_NAMES,
+            **{
+                split: Subset(images[split], labels[split], None, tuple(file.name for file in paths[split]))
+                for split in SPLITS
+            },
+        )
+
+    def phantom(self, *, size: int, channels: int, cache: ArrayCache, progress: bool) -> ImageData:
+        return phantom.chest_ct(
+            self.name,
+            counts=PHANTOM_COUNTS,
+            class_names=CLASS_NAMES,
+            size=size,
+            channels=channels,
+            cache=cache,
+            progress=progress,
+        )
+
+    def download(self, target: Path, *, progress: bool) -> None:
+        remote = Remote(
+            base_url=BASE_URL,
+            files=[list_file(split, class_name) for split in SPLITS for class_name in CLASS_NAMES],
+            archives={f"{image_folder(class_name)}.zip": image_folder(class_name) for class_name in CLASS_NAMES},
+            manifest=read_manifest(MANIFEST),
+        )
+        download(remote, target, progress=progress)
+
+
+def listed_images(path: Path) -> dict[str, dict[str, list[Path]]]:
+    """Reads the six list files and checks that they and the images agree.
+
+    :param path: the data set's folder.
+    :returns: split -> class name -> image files, in the order of the list.
+    :raises DataError: a list is missing, empty or unreadable; an image is missing or listed twice.
+    """
+    files: dict[str, dict[str, list[Path]]] = {}
+    first_seen: dict[Path, str] = {}
+    for split in SPLITS:
+        files[split] = {}
+        for class_name in CLASS_NAMES:
+            lines = _read_list(path / list_file(split, class_name))
+            folder = _existing_folder(path / image_folder(class_name))
+            for number, name in lines:
+                where = f"line {number} of {path / list_file(split, class_name)}"
+                image = folder / name
+                if image.name != name:
+                    raise DataError(f"{where} must be a plain file name, not {name!r}")
+                if image in first_seen:
+                    raise DataError(f"{image} is listed twice: {first_seen[image]}, and {where}; remove one of them")
+                if not image.is_file():
+                    raise DataError(f"{image} is missing ({where} lists it); restore the file or remove the line")
+                first_seen[image] = where
+            files[split][class_name] = [folder / name for _, name in lines]
+    return files
+
+
+def _read_list(path: Path) -> list[tuple[int, str]]:
+    """The non-empty lines of a list file, with their numbers."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"the list file {path} is missing; the data set needs all six of them") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the list file {path} cannot be read: {error}") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise DataError(f"the list file {path} names no image, so its split would have a single class")
+    return lines
+
+
+def _existing_folder(path: Path) -> Path:
+    if path.is_dir():
+        return path
+    archive = path.with_name(f"{path.name}.zip")
+    hint = f"unzip {archive} there" if archive.is_file() else "the data set has its images in it"
+    raise DataError(f"the image folder {path} is missing; {hint}")
+
+
+def _stamp(file: Path) -> tuple[str, int, int]:
+    status = file.stat()
+    return file.name, status.st_size, status.st_mtime_ns

@@ -1,0 +1,229 @@
+"""The training of one run: networks, optimizers and data brought together, step by step, resumable bit for bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+import gradprom_ext as gp
+from models import IP, VR
+from train import checkpoint
+from train.batches import Crops, Order, batches
+from train.config import RunConfig, RunError
+from train.data.base import ImageData
+from train.degradations import Degradation, stable_seed
+from train.progress import Display, Stop
+from train.steps import Row, StepTable
+from train.strategies import STRATEGIES, Strategy
+from train.strategies.base import Learner, Phase
+
+TITLES: dict[Phase, str] = {"pretrain": "pre-training VR", "train": "training"}
+WARM_UP = 0.03  # share of the steps in which the learning rate rises
+
+# Update rules by name: IP's (one of ours), VR's (PyTorch's), and what both are given besides the learning rate.
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], type[torch.optim.Optimizer], dict[str, Any]]] = {
+    "adam": (gp.GradPromAdam, torch.optim.Adam, {}),
+    "adamw": (gp.GradPromAdamW, torch.optim.AdamW, {}),
+    "sgd": (gp.GradPromSGD, torch.optim.SGD, {"momentum": 0.9}),
+}
+
+
+def course(steps: int, step: int) -> float:
+    """The learning rate of a step as a share of its peak: a linear rise, then half a cosine down to 0.
+
+    :param steps: steps in all.
+    :param step: from 0.
+    """
+    rise = max(1, round(WARM_UP * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def build_strategy(
+    config: RunConfig, data: ImageData, *, scale: int, steps: dict[Phase, int], device: torch.device
+) -> Strategy:
+    """The networks with fresh weights (which depend on ``config.seed`` alone), their optimizers, and what trains them.
+
+    :param scale: by what factor IP enlarges.
+    :param steps: of each phase.
+    :raises RunError: the strategy does not fit the gate or the data.
+    :raises UnknownNameError: a strategy or network that does not exist.
+    """
+    kind = STRATEGIES[config.strategy]
+    if config.gate is not None and not kind.gate_is_free:
+        free = ", ".join(name for name in STRATEGIES if STRATEGIES[name].gate_is_free)
+        raise RunError(f"--strategy {config.strategy} fixes its own gate; --gate {config.gate} goes with: {free}")
+    ours, pytorchs, options = OPTIMIZERS[config.optimizer]
+
+    def learner(network: nn.Module, rule: type[torch.optim.Optimizer], steps: int, **options: Any) -> Learner:
+        network.to(device, memory_format=torch.channels_last)
+        optimizer = rule(network.parameters(), **options)
+        return Learner(network, optimizer, LambdaLR(optimizer, partial(course, steps)))
+
+    torch.manual_seed(stable_seed("IP", config.seed))
+    network = IP.build(config.ip, channels=data.channels, scale=scale, blocks=config.blocks, features=config.features)
+    gate = {"gate": config.gate or kind.gate, "aux_weight": config.aux_weight}
+    ip = learner(network, ours, steps["train"], lr=config.lr, **gate, **options)
+    if not kind.uses_vr:
+        return kind(ip, None)
+
+    if data.train.labels is None or data.num_classes < 2:
+        raise RunError(f"--strategy {config.strategy} needs a diagnosis, and {data.name} has no two classes; use ip-only")
+    torch.manual_seed(stable_seed("VR", config.seed))
+    network = VR.build(config.vr, channels=data.channels, num_classes=data.num_classes)
+    vr = learner(network, pytorchs, steps.get("pretrain", steps["train"]), lr=config.vr_lr, **options)
+    return kind(ip, vr)
+
+
+class Engine:
+    """One run, from its first step to its last.
+
+    :param config: the run's settings.
+    :param data: its images.
+    :param degrade: what IP has to undo.
+    :param folder: where ``steps.csv`` and ``checkpoint.pt`` go; made by the caller.
+    :param device: where to compute.
+    :param begun: ``time.monotonic()`` when this process began with the run.
+    :raises RunError: the settings do not fit the data or each other.
+    :raises UnknownNameError: a strategy or network that does not exist.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: ImageData,
+        degrade: Degradation,
+        *,
+        folder: Path,
+        device: torch.device,
+        begun: float,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.crops = Crops(data.train, degrade, crop=config.crop, seed=config.seed)
+        self.table = StepTable(folder / "steps.csv")
+        self.checkpoint = folder / "checkpoint.pt"
+        self.step = 0
+        self._begun = begun
+
+        per_epoch = len(data.train) // config.batch_size
+        if not per_epoch:
+            raise RunError(f"--batch-size {config.batch_size} exceeds the {len(data.train)} training images of {data.name}")
+        self.phases: dict[Phase, int] = {}
+        if STRATEGIES[config.strategy].pretrains_vr:
+            self.phases["pretrain"] = config.pretrain_epochs * per_epoch
+        steps = config.epochs * per_epoch
+        self.phases["train"] = min(steps, config.max_steps or steps)
+        self.strategy = build_strategy(config, data, scale=degrade.scale, steps=self.phases, device=device)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far, in all processes that worked on it."""
+        return time.monotonic() - self._begun
+
+    def train(self, display: Display, stop: Stop) -> bool:
+        """Trains from the current step to the last, with a checkpoint now and then and one at the end.
+
+        :returns: whether the last step was reached; ``False`` if ``stop`` was requested before.
+        :raises RunError: the training has diverged, or a file cannot be written.
+        """
+        before = 0
+        for phase, steps in self.phases.items():
+            done = self.step - before
+            before += steps
+            if done < steps and not self._train_phase(phase, done, steps, display, stop):
+                return False
+        return True
+
+    def _train_phase(self, phase: Phase, done: int, steps: int, display: Display, stop: Stop) -> bool:
+        config = self.config
+        strategy = self.strategy
+        strategy.enter(phase)
+        learner, take_step = (strategy.vr, strategy.pretrain_step) if phase == "pretrain" else (strategy.ip, strategy.step)
+        order = Order(
+            phase, images=len(self.crops.subset), batch_size=config.batch_size, steps=steps, seed=config.seed, start=done
+        )
+        with display.phase(TITLES[phase], done, steps) as show:
+            for batch in batches(self.crops, order, num_workers=config.num_workers):
+                lr = learner.schedule.get_last_lr()[0]
+                batch = batch.to(self.device)
+                log = take_step(batch)
+                done += 1
+                self.step += 1
+                self.table.add(self.step, phase, log, psnr=batch_psnr(log.enhanced, batch.clean), lr=lr)
+                due = stop.requested or done == steps
+                if due or self.step % config.log_every == 0:
+                    show(done, self._read_back())
+                if due or self.step % config.checkpoint_every == 0:
+                    self.save()
+                if stop.requested:
+                    return False
+        return True
+
+    def _read_back(self) -> Row:
+        row = self.table.flush()
+        if lost := [name for name in ("loss", "aux_loss") if math.isnan(row.get(name, 0.0))]:
+            raise RunError(
+                f"the training has diverged: {' and '.join(lost)} stopped being finite some steps before step {self.step} "
+                f"(see {self.table.path}); lower --lr, --vr-lr or --aux-weight"
+            )
+        return row
+
+    def save(self) -> None:
+        """Writes the checkpoint, and before it what ``steps.csv`` lacks.
+
+        :raises RunError: a file cannot be written.
+        """
+        self._read_back()
+        checkpoint.save(
+            self.checkpoint,
+            {"step": self.step, "seconds": self.seconds, "random": _random_state()}
+            | {name: part.state_dict() for name, part in self._parts().items()},
+        )
+
+    def resume(self) -> None:
+        """Goes back to the checkpoint: what this engine does from here is what an uninterrupted run would have done.
+
+        :raises RunError: the checkpoint is damaged, or that of another run.
+        """
+        state = checkpoint.load(self.checkpoint, self.device)
+        checkpoint.restore(self.checkpoint, state, self._parts())
+        _set_random_state(state["random"])
+        self.step = state["step"]
+        self._begun -= state["seconds"]
+        self.table.truncate(self.step)
+
+    def _parts(self) -> dict[str, checkpoint.Part]:
+        parts: dict[str, checkpoint.Part] = {}
+        for name, learner in (("ip", self.strategy.ip), ("vr", self.strategy.vr)):
+            if learner is not None:
+                parts |= {name: learner.network, f"{name}_optimizer": learner.optimizer, f"{name}_schedule": learner.schedule}
+        return parts
+
+
+def batch_psnr(enhanced: Tensor | None, clean: Tensor) -> Tensor | None:
+    """PSNR of a whole batch in dB, ``[]``, on its device; ``None`` where nothing was enhanced."""
+    if enhanced is None:
+        return None
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    return peak_signal_noise_ratio(enhanced.clamp(0, 1), clean, data_range=1.0)
+
+
+def _random_state() -> dict[str, Any]:
+    # Data and noise have generators of their own; this is for networks that draw numbers (dropout).
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])

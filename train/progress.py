@@ -1,0 +1,137 @@
+"""What a person sees while a run trains, and how that person stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from train.config import RunError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from torch.utils.tensorboard import SummaryWriter
+
+    from train.steps import Row
+
+LINES_PER_PHASE = 20
+
+
+class Stop:
+    """Whether somebody has asked the run to stop."""
+
+    requested = False
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """While the block runs, the first SIGINT (Ctrl-C) or SIGTERM is a request, to be met between two steps; the second one
+    has its usual effect. Outside the main thread, where Python takes no signals, nothing happens."""
+    stop = Stop()
+    usual: dict[int, object] = {}
+
+    def request(number: int, frame: FrameType | None) -> None:
+        stop.requested = True
+        for each, handler in usual.items():
+            signal.signal(each, handler)  # type: ignore[arg-type]
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            usual[number] = signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+class Display:
+    """A progress bar on a terminal; elsewhere about twenty plain lines per phase.
+
+    :param batch_size: images per step.
+    :param events: a folder for TensorBoard events as well.
+    :raises RunError: TensorBoard is not installed.
+    """
+
+    def __init__(self, console: Console, batch_size: int, events: Path | None = None) -> None:
+        self.console = console
+        self.batch_size = batch_size
+        self._events = None if events is None else open_events(events)
+
+    @contextlib.contextmanager
+    def phase(self, title: str, done: int, steps: int) -> Iterator[Callable[[int, Row], None]]:
+        """
+        :param title: what is going on ("training").
+        :param done: steps of the phase that an earlier process has done.
+        :param steps: steps of the phase in all.
+        :returns: a function to be told, now and then, how many steps are done and what :meth:`StepTable.flush` returned.
+        """
+        begun = time.monotonic()
+        first, said = done, done
+
+        def tell(done: int, row: Row) -> None:
+            nonlocal said
+            rate = (done - first) / max(time.monotonic() - begun, 1e-9)
+            told = f"{measured(row)}  {rate * self.batch_size:.0f} images/s"
+            if self._events is not None:
+                for name, value in row.items():
+                    self._events.add_scalar(f"{title}/{name}", value, done)
+            if bar is not None:
+                bar.update(task, completed=done, told=told)
+            elif done - said >= steps / LINES_PER_PHASE or done == steps:
+                said = done
+                left = timedelta(seconds=round((steps - done) / rate))
+                self.console.print(f"{title}: step {done}/{steps}  {told}  {left} left", highlight=False, soft_wrap=True)
+
+        with self._bar() as bar:
+            if bar is not None:
+                task = bar.add_task(title, total=steps, completed=done, told="")
+            yield tell
+
+    def _bar(self) -> contextlib.AbstractContextManager[Progress | None]:
+        if not self.console.is_terminal:
+            return contextlib.nullcontext()
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        return Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[told]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+
+
+def measured(row: Row) -> str:
+    """The part of a row that fits into a line.
+
+    >>> measured({"loss": 0.00123, "psnr": 29.1, "cosine": -0.2, "gate": 0.5})
+    'loss 0.0012  PSNR 29.10 dB  cosine -0.20  gate 50%'
+    """
+    formats = {
+        "loss": "loss {:.4f}",
+        "psnr": "PSNR {:.2f} dB",
+        "aux_loss": "VR loss {:.2f}",
+        "cosine": "cosine {:+.2f}",
+        "gate": "gate {:.0%}",
+    }
+    return "  ".join(form.format(row[name]) for name, form in formats.items() if name in row)
+
+
+def open_events(folder: Path) -> SummaryWriter:
+    """
+    :raises RunError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise RunError(f"--tensorboard needs TensorBoard, which is not there ({error}): pip install tensorboard") from error
+    return SummaryWriter(str(folder))

@@ -1,0 +1,16 @@
+"""How IP and VR are trained: each strategy owns one training step. A new one is one file, imported below."""
+
+from __future__ import annotations
+
+from models.registry import Registry
+from train.strategies.base import Strategy
+
+STRATEGIES: Registry[Strategy] = Registry("strategy")
+
+from train.strategies import frozen as frozen  # noqa: E402  (the files register themselves in the registry above)
+from train.strategies import gradprom as gradprom  # noqa: E402
+from train.strategies import gradprom_soft as gradprom_soft  # noqa: E402
+from train.strategies import ip_only as ip_only  # noqa: E402
+from train.strategies import joint as joint  # noqa: E402
+
+__all__ = ["STRATEGIES", "Strategy"]
