@@ -12,7 +12,7 @@ from models import IP
 SCALES = (1, 2, 4)
 
 
-def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
+def _conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
 
 
@@ -26,10 +26,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, features: int, norm: str) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _conv(features, features, 3),
+            _conv(features, features),
             *_norm(norm, features),
             nn.PReLU(),
-            _conv(features, features, 3),
+            _conv(features, features),
             *_norm(norm, features),
         )
 
@@ -68,6 +68,7 @@ class SRResNet(nn.Module):
         scale: int = 1,
         blocks: int = 16,
         features: int = 64,
+        kernel: int = 3,
         norm: Literal["none", "batch"] = "none",
     ) -> None:
         super().__init__()
@@ -76,24 +77,25 @@ class SRResNet(nn.Module):
                 raise ValueError(f"SR-ResNet: {name} must be at least {least}, got {value}")
         if scale not in SCALES:
             raise ValueError(f"SR-ResNet: scale must be one of {', '.join(map(str, SCALES))}, got {scale}")
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"SR-ResNet: kernel must be odd and at least 1, got {kernel}")
         if norm not in ("none", "batch"):
             raise ValueError(f"SR-ResNet: norm must be 'none' or 'batch', got {norm!r}")
         self.scale = scale
-        self.head = nn.Sequential(_conv(channels, features, 9), nn.PReLU())
+        self.head = nn.Sequential(_conv(channels, features, kernel), nn.PReLU())
         self.trunk = nn.Sequential(
-            *(ResidualBlock(features, norm) for _ in range(blocks)), _conv(features, features, 3), *_norm(norm, features)
+            *(ResidualBlock(features, norm) for _ in range(blocks)), _conv(features, features), *_norm(norm, features)
         )
         self.upsample = nn.Sequential(
             *(
                 layer
                 for _ in range(scale.bit_length() - 1)
-                for layer in (_conv(features, 4 * features, 3), nn.PixelShuffle(2), nn.PReLU())
+                for layer in (_conv(features, 4 * features), nn.PixelShuffle(2), nn.PReLU())
             )
         )
-        self.tail = _conv(features, channels, 9)
+        self.tail = _conv(features, channels, kernel)
         nn.init.zeros_(self.tail.weight)
-        if self.tail.bias is not None:
-            nn.init.zeros_(self.tail.bias)
+        nn.init.zeros_(self.tail.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, H, W] -> [N, C, H * scale, W * scale]``; the values are not clipped."""

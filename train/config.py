@@ -106,7 +106,17 @@ class RunConfig:
     """Also write TensorBoard events (pip install tensorboard)."""
 
     def __post_init__(self) -> None:
-        for name in ("size", "blocks", "features", "batch_size", "crop", "epochs", "max_steps", "checkpoint_every", "log_every"):
+        for name in (
+            "size",
+            "blocks",
+            "features",
+            "batch_size",
+            "crop",
+            "epochs",
+            "max_steps",
+            "checkpoint_every",
+            "log_every",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RunError(f"{flag(name)} must be at least 1, not {value}")
@@ -131,7 +141,9 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as plain JSON values; :meth:`from_json` is the way back."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(self).items()}
+        return {
+            name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(self).items()
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> RunConfig:
@@ -140,7 +152,9 @@ class RunConfig:
         """
         names = set(cls.field_names())
         if set(values) != names:
-            raise RunError(f"the settings {', '.join(sorted(set(values) ^ names))} are missing or unknown to this version")
+            raise RunError(
+                f"the settings {', '.join(sorted(set(values) ^ names))} are missing or unknown to this version"
+            )
         paths = {name: Path(values[name]) for name in ("data_root", "out") if values[name] is not None}
         return cls(**(values | paths))
 
@@ -221,7 +235,9 @@ def resume_folder(resume: str) -> Path:
         raise RunError(f"--resume {resume}: there is no such folder")
     for name in ("config.json", "checkpoint.pt"):
         if not (folder / name).is_file():
-            raise RunError(f"--resume {resume}: the folder has no {name}, so there is nothing to continue; start the run again")
+            raise RunError(
+                f"--resume {resume}: the folder has no {name}, so there is nothing to continue; start the run again"
+            )
     return folder
 
 

@@ -70,10 +70,7 @@ class Degradation(ABC):
             raise ValueError("there is no image to degrade: the batch is empty")
         # The random numbers come from the CPU's generator on every device: the same seed, the same noise.
         return torch.stack(
-            [
-                self.degrade(image, torch.Generator().manual_seed(seed))
-                for image, seed in zip(clean, seeds, strict=True)
-            ]
+            [self.degrade(image, torch.Generator().manual_seed(seed)) for image, seed in zip(clean, seeds, strict=True)]
         )
 
     @abstractmethod

@@ -76,7 +76,9 @@ def build_strategy(
         return kind(ip, None)
 
     if data.train.labels is None or data.num_classes < 2:
-        raise RunError(f"--strategy {config.strategy} needs a diagnosis, and {data.name} has no two classes; use ip-only")
+        raise RunError(
+            f"--strategy {config.strategy} needs a diagnosis, and {data.name} has no two classes; use ip-only"
+        )
     torch.manual_seed(stable_seed("VR", config.seed))
     network = VR.build(config.vr, channels=data.channels, num_classes=data.num_classes)
     vr = learner(network, pytorchs, steps.get("pretrain", steps["train"]), lr=config.vr_lr, **options)
@@ -107,6 +109,8 @@ class Engine:
         begun: float,
     ) -> None:
         self.config = config
+        self.data = data
+        self.degrade = degrade
         self.device = device
         self.crops = Crops(data.train, degrade, crop=config.crop, seed=config.seed)
         self.table = StepTable(folder / "steps.csv")
@@ -116,13 +120,26 @@ class Engine:
 
         per_epoch = len(data.train) // config.batch_size
         if not per_epoch:
-            raise RunError(f"--batch-size {config.batch_size} exceeds the {len(data.train)} training images of {data.name}")
+            raise RunError(
+                f"--batch-size {config.batch_size} exceeds the {len(data.train)} training images of {data.name}"
+            )
         self.phases: dict[Phase, int] = {}
         if STRATEGIES[config.strategy].pretrains_vr:
             self.phases["pretrain"] = config.pretrain_epochs * per_epoch
         steps = config.epochs * per_epoch
         self.phases["train"] = min(steps, config.max_steps or steps)
         self.strategy = build_strategy(config, data, scale=degrade.scale, steps=self.phases, device=device)
+
+    @property
+    def networks(self) -> tuple[nn.Module, nn.Module | None]:
+        """IP and, where the strategy has one, VR."""
+        ip, vr = self.strategy.ip, self.strategy.vr
+        return ip.network, None if vr is None else vr.network
+
+    @property
+    def steps(self) -> int:
+        """Steps of all phases."""
+        return sum(self.phases.values())
 
     @property
     def seconds(self) -> float:
@@ -147,9 +164,16 @@ class Engine:
         config = self.config
         strategy = self.strategy
         strategy.enter(phase)
-        learner, take_step = (strategy.vr, strategy.pretrain_step) if phase == "pretrain" else (strategy.ip, strategy.step)
+        learner, take_step = (
+            (strategy.vr, strategy.pretrain_step) if phase == "pretrain" else (strategy.ip, strategy.step)
+        )
         order = Order(
-            phase, images=len(self.crops.subset), batch_size=config.batch_size, steps=steps, seed=config.seed, start=done
+            phase,
+            images=len(self.crops.subset),
+            batch_size=config.batch_size,
+            steps=steps,
+            seed=config.seed,
+            start=done,
         )
         with display.phase(TITLES[phase], done, steps) as show:
             for batch in batches(self.crops, order, num_workers=config.num_workers):
@@ -205,7 +229,11 @@ class Engine:
         parts: dict[str, checkpoint.Part] = {}
         for name, learner in (("ip", self.strategy.ip), ("vr", self.strategy.vr)):
             if learner is not None:
-                parts |= {name: learner.network, f"{name}_optimizer": learner.optimizer, f"{name}_schedule": learner.schedule}
+                parts |= {
+                    name: learner.network,
+                    f"{name}_optimizer": learner.optimizer,
+                    f"{name}_schedule": learner.schedule,
+                }
         return parts
 
 

@@ -40,13 +40,11 @@ def evaluate(
     subset: Subset,
     degrade: Degradation,
     *,
-    sigma: float | None,
     device: torch.device,
     cache: ArrayCache | None = None,
 ) -> Evaluation:
     """Scores IP and VR on all images of ``subset``; enhanced images are clamped to [0, 1], as they would be shown.
 
-    :param sigma: of the noise, which non-local means has to know as IP does; ``None`` where there is none.
     :param cache: keeps the scores of the classical method for the next run.
     """
     clean = subset.tensor()
@@ -64,9 +62,14 @@ def evaluate(
         enhanced=enhanced,
         quality_degraded=image_quality(degraded, clean),
         quality_enhanced=image_quality(enhanced, clean),
-        quality_classical=classical_quality(given, clean, sigma=sigma, cache=cache),
+        quality_classical=classical_quality(given, clean, sigma=noise_level(degrade), cache=cache),
         accuracies=accuracies,
     )
+
+
+def noise_level(degrade: Degradation) -> float | None:
+    """Sigma of a degradation that has one: non-local means is told it, as IP has learned it."""
+    return getattr(degrade, "sigma", None)
 
 
 def _apply(network: nn.Module, images: Tensor, device: torch.device) -> Tensor:

@@ -88,7 +88,9 @@ class Display:
             elif done - said >= steps / LINES_PER_PHASE or done == steps:
                 said = done
                 left = timedelta(seconds=round((steps - done) / rate))
-                self.console.print(f"{title}: step {done}/{steps}  {told}  {left} left", highlight=False, soft_wrap=True)
+                self.console.print(
+                    f"{title}: step {done}/{steps}  {told}  {left} left", highlight=False, soft_wrap=True
+                )
 
         with self._bar() as bar:
             if bar is not None:
@@ -133,5 +135,7 @@ def open_events(folder: Path) -> SummaryWriter:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise RunError(f"--tensorboard needs TensorBoard, which is not there ({error}): pip install tensorboard") from error
+        raise RunError(
+            f"--tensorboard needs TensorBoard, which is not there ({error}): pip install tensorboard"
+        ) from error
     return SummaryWriter(str(folder))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
 
-from train.config import RunConfig, RunError
-from train.data.base import ImageData
-from train.data.cache import atomic_file
-from train.evaluation import Evaluation
-from train.steps import StepTable
+from train.config import RunConfig
+from train.data import ImageData, Subset
+from train.engine import Engine
+from train.evaluation import Evaluation, noise_level
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 Metrics = dict[str, Any]
 
 
-def parameters(network: nn.Module | None) -> int | None:
+def count_parameters(network: nn.Module | None) -> int | None:
     """How many numbers a network learns."""
     return None if network is None else sum(parameter.numel() for parameter in network.parameters())
 
@@ -32,32 +31,39 @@ def run_name(config: RunConfig, data: ImageData) -> str:
     return name if data.source == "real" else f"{name}-PHANTOM"
 
 
-def collect(
-    config: RunConfig,
-    data: ImageData,
-    evaluation: Evaluation,
-    table: StepTable,
-    *,
-    ip: nn.Module,
-    vr: nn.Module | None,
-    backend: str,
-    device: str,
-    seconds: float,
-) -> Metrics:
-    """The content of ``metrics.json``. PSNR in dB; ``None`` is what the strategy has not got, and an infinite PSNR.
+def introduction(engine: Engine, folder: Path) -> str:
+    """What is about to happen, and to which data."""
+    config, data = engine.config, engine.data
+    ip, vr = engine.networks
+    source = f"real {data.name}" if data.source == "real" else f"PHANTOM (generated) images instead of {data.name}"
+    height, width = data.size
+    networks = f"IP {config.ip} {config.blocks} x {config.features} ({count_parameters(ip):,} parameters)"
+    if vr is not None:
+        networks += f", VR {config.vr} ({count_parameters(vr):,} parameters)"
+    return "\n".join(
+        (
+            f"data: {source}, {len(data.train)} training and {len(data.test)} test images of {height} x {width} px",
+            f"networks: {networks}",
+            f"training: strategy {config.strategy}, preset {config.preset}, {engine.steps} steps of {config.batch_size} "
+            f"crops of {config.crop} px, on {engine.device.type}",
+            f"run folder: {folder}",
+        )
+    )
 
-    :param seconds: what the run took, all its parts together.
-    """
-    gate = table.column("gate")
-    skipped = table.column("skipped")
+
+def collect(engine: Engine, evaluation: Evaluation) -> Metrics:
+    """The content of ``metrics.json``. PSNR in dB; ``None`` is what the strategy has not got, and an infinite PSNR."""
+    config, data = engine.config, engine.data
+    ip, vr = engine.networks
+    gate = engine.table.column("gate")
+    skipped = engine.table.column("skipped")
     accuracies = evaluation.accuracies or {}
-    majority = None if data.test.labels is None else max((data.test.labels == k).mean() for k in range(data.num_classes))
     metrics = {
         "run": run_name(config, data),
         "data": data.source,
         "dataset": config.dataset,
         "task": config.task,
-        "sigma": config.sigma if config.task == "denoise" else None,
+        "sigma": noise_level(engine.degrade),
         "strategy": config.strategy,
         "seed": config.seed,
         "preset": config.preset,
@@ -70,50 +76,25 @@ def collect(
         "accuracy_degraded": accuracies.get("degraded"),
         "accuracy": accuracies.get("enhanced"),
         "accuracy_clean": accuracies.get("clean"),
-        "accuracy_majority": None if majority is None else float(majority),
+        "accuracy_majority": majority_share(data.test) if vr is not None else None,
         "gate_open_share": sum(weight > 0 for weight in gate) / len(gate) if gate else None,
         "steps": len(skipped),
         "steps_skipped": int(sum(skipped)),
         "n_test": len(data.test),
         "ip": config.ip,
-        "ip_parameters": parameters(ip),
+        "ip_parameters": count_parameters(ip),
         "vr": None if vr is None else config.vr,
-        "vr_parameters": parameters(vr),
-        "backend": backend,
-        "device": device,
-        "seconds": round(seconds, 1),
+        "vr_parameters": count_parameters(vr),
+        "backend": engine.strategy.ip.optimizer.backend,
+        "device": engine.device.type,
+        "seconds": round(engine.seconds, 1),
     }
     return {name: None if isinstance(value, float) and math.isinf(value) else value for name, value in metrics.items()}
 
 
-def write_metrics(folder: Path, metrics: Metrics) -> None:
-    """Writes ``metrics.json``; its presence says that the run is finished."""
-    write_file(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
-
-
-def write_weights(folder: Path, config: RunConfig, ip: nn.Module, vr: nn.Module | None) -> None:
-    """Writes ``weights.safetensors``: tensors ``ip.*`` and ``vr.*``, the settings as JSON in the metadata."""
-    from safetensors.torch import save
-
-    tensors = {
-        f"{name}.{key}": value.detach().cpu().contiguous()  # channels_last weights are not contiguous
-        for name, network in (("ip", ip), ("vr", vr))
-        if network is not None
-        for key, value in network.state_dict().items()
-    }
-    write_file(folder / "weights.safetensors", save(tensors, {"config": json.dumps(config.to_json())}))
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all.
-
-    :raises RunError: it cannot be written; the message names it.
-    """
-    try:
-        with atomic_file(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}") from error
+def majority_share(subset: Subset) -> float:
+    """How often the commonest class is right: what a diagnosis that ignores the image achieves."""
+    return float(np.unique(subset.labels, return_counts=True)[1].max() / len(subset))
 
 
 def summary(metrics: Metrics, folder: Path) -> Group:
@@ -146,7 +127,10 @@ def summary(metrics: Metrics, folder: Path) -> Group:
         ("data", "PHANTOM: generated images, no patients" if phantom else f"real {metrics['dataset']}"),
         ("IP", f"{metrics['ip']}, {metrics['ip_parameters']:,} parameters"),
         ("VR", vr),
-        ("gate open", f"{gate} of {metrics['steps']} steps" + (f"; {n} skipped" if (n := metrics["steps_skipped"]) else "")),
+        (
+            "gate open",
+            f"{gate} of {metrics['steps']} steps" + (f"; {n} skipped" if (n := metrics["steps_skipped"]) else ""),
+        ),
         ("step of IP", f"backend {metrics['backend']} on {metrics['device']}"),
         ("took", f"{metrics['seconds']:.0f} s"),
         ("run folder", str(folder)),

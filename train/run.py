@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import logging
 import shlex
 import sys
@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.config import RUNS, RunConfig, RunError, parse
+from train.config import RunConfig, RunError, parse
 
 if TYPE_CHECKING:
     import torch
 
-    from train.data.base import ImageData
+    from train.data import ImageData
     from train.degradations import Degradation
+    from train.engine import Engine
+    from train.report import Metrics
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit statuses; 130 is what shells report after Ctrl-C
 
@@ -47,38 +49,118 @@ def run(config: RunConfig) -> int:
     begun = time.monotonic()
     from rich.console import Console
 
-    from train.data.cache import ArrayCache, default_cache_dir
     from train.engine import Engine
-    from train.evaluation import evaluate
-    from train.figures import save_gate, save_panel
+    from train.folder import free_folder, make_folder, read_metrics, write_config
     from train.progress import Display, stop_on_signal
-    from train.report import collect, parameters, run_name, summary, write_file, write_metrics, write_weights
+    from train.report import introduction, run_name, summary
 
     console = Console()
-    degrade = look_up(config)
+    degrade = look_up_names(config)
     device = choose_device(config.device)
     data = load_data(config, progress=console.is_terminal)
-    name = run_name(config, data)
-    folder = config.out if config.resume else run_folder(config.out, name)
-    if config.resume and (folder / "metrics.json").exists():
-        console.print(f"{folder} is finished, there is nothing to continue:")
-        console.print(summary(json.loads((folder / "metrics.json").read_text()), folder))
-        return 0
+    if config.resume:
+        assert config.out is not None  # parse() has put the run's folder there
+        folder = config.out
+        if metrics := read_metrics(folder):
+            console.print(f"{folder} is finished, there is nothing to continue:")
+            console.print(summary(metrics, folder))
+            return 0
+    else:
+        folder = free_folder(config.out, run_name(config, data))
+        config = dataclasses.replace(config, source=data.source, device=device.type, out=folder)
+
     engine = Engine(config, data, degrade, folder=folder, device=device, begun=begun)
-    ip, vr = engine.networks
+    display = Display(console, config.batch_size, folder / "tensorboard" if config.tensorboard else None)
     if config.resume:
         engine.resume()
     else:
         make_folder(folder)
-        write_config(folder, dataclasses.replace(config, source=data.source, device=device.type, out=folder))
-    display = Display(console, config.batch_size, folder / "tensorboard" if config.tensorboard else None)
-    say(console, config, data, engine, folder)
-
+        write_config(folder, config)
+    console.print(introduction(engine, folder), highlight=False, soft_wrap=True)
+    go_on = f"python -m train.run --resume {shlex.quote(str(folder))}"
     with stop_on_signal() as stop:
         finished = engine.train(display, stop)
     if not finished:
-        console.print(f"Stopped at step {engine.step} of {engine.steps}; to go on: {resume_command(folder)}")
+        console.print(f"Stopped after step {engine.step} of {engine.steps}. To go on:\n  {go_on}", soft_wrap=True)
         return INTERRUPTED
+    try:
+        console.print(summary(finish(engine, folder), folder))
+    except KeyboardInterrupt:
+        console.print(f"Stopped before the evaluation was done. To go on:\n  {go_on}", soft_wrap=True)
+        return INTERRUPTED
+    return 0
 
-    console.print("evaluating on the test images")
-    evaluation = evaluate(ip, vr, data.test, degrade, sigma=..., device=device, cache=ArrayCache(default_cache_dir()))
+
+def look_up_names(config: RunConfig) -> Degradation:
+    """Looks all names up before the first of them costs time; returns the task's degradation.
+
+    :raises RunError: a name does not exist; the message lists those that do.
+    """
+    from models import IP, VR, UnknownNameError
+    from train.data import DATASETS
+    from train.strategies import STRATEGIES
+    from train.tasks import TASKS
+
+    registries = {"dataset": DATASETS, "ip": IP, "vr": VR, "strategy": STRATEGIES, "task": TASKS}
+    try:
+        for setting, registry in registries.items():
+            registry[getattr(config, setting)]
+    except UnknownNameError as error:
+        raise RunError(f"--{setting}: {error}") from error
+    return TASKS.build(config.task, config=config)
+
+
+def choose_device(name: str) -> torch.device:
+    """
+    :raises RunError: a GPU was asked for and there is none.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunError("--device cuda: PyTorch sees no CUDA GPU here (python -m gradprom_ext.doctor says why)")
+    return torch.device(name)
+
+
+def load_data(config: RunConfig, *, progress: bool) -> ImageData:
+    """
+    :raises RunError: there are no such data, or they are damaged.
+    """
+    from train.data import DataError, load
+
+    try:
+        return load(
+            config.dataset,
+            root=config.data_root,
+            source=config.source,
+            size=config.size,
+            channels=config.channels,
+            progress=progress,
+        )
+    except (DataError, ValueError) as error:
+        raise RunError(str(error)) from error
+
+
+def finish(engine: Engine, folder: Path) -> Metrics:
+    """Evaluates a trained run and writes all that its folder holds at the end; the metrics last.
+
+    :raises RunError: a file cannot be written.
+    """
+    from train.data.cache import ArrayCache, default_cache_dir
+    from train.evaluation import evaluate
+    from train.figures import save_gate, save_panel
+    from train.folder import write_metrics, write_weights
+    from train.report import collect
+
+    evaluation = evaluate(
+        *engine.networks,
+        engine.data.test,
+        engine.degrade,
+        device=engine.device,
+        cache=ArrayCache(default_cache_dir()),
+    )
+    write_weights(folder, engine.config, *engine.networks)
+    metrics = collect(engine, evaluation)
+    write_metrics(folder, metrics)
+    return metrics

@@ -55,7 +55,9 @@ class StepTable:
         finite: dict[str, list[float]] = {}
         for step, phase, measured, _, lr in self._waiting:
             cells = {name: next(values) for name in measured}
-            writer.writerow({"step": step, "phase": phase, "lr": f"{lr:.9g}"} | {k: f"{v:.9g}" for k, v in cells.items()})
+            writer.writerow(
+                {"step": step, "phase": phase, "lr": f"{lr:.9g}"} | {k: f"{v:.9g}" for k, v in cells.items()}
+            )
             for name, value in cells.items():
                 finite.setdefault(name, []).extend([value] if math.isfinite(value) else [])
         try:

@@ -46,9 +46,7 @@ class Subset:
     def __post_init__(self) -> None:
         n = len(self.names)
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or len(self.images) != n:
-            raise ValueError(
-                f"images must be uint8 [{n}, H, W, C], not {self.images.dtype} {list(self.images.shape)}"
-            )
+            raise ValueError(f"images must be uint8 [{n}, H, W, C], not {self.images.dtype} {list(self.images.shape)}")
         if self.labels is not None and (self.labels.dtype != np.int64 or self.labels.shape != (n,)):
             raise ValueError(f"labels must be int64 [{n}], not {self.labels.dtype} {list(self.labels.shape)}")
         if self.masks is not None and (self.masks.dtype != np.uint8 or self.masks.shape != self.images.shape[:3]):
