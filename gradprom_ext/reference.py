@@ -76,19 +76,19 @@ def decide(
     return weights * clip, stats
 
 
-def combined_gradient(grads: Sequence[Tensor | None], weights: Tensor) -> Tensor | None:
+def combined_gradient(grads: Sequence[Tensor | None], weights: Tensor, dtype: torch.dtype) -> Tensor | None:
     """``sum_k w_k g_k`` of one parameter; a weight of 0 selects, it never multiplies (0 * inf is NaN).
 
     :param grads: K + 1 tensors of one shape, ``None`` for zero; all ``None`` gives ``None``.
     :param weights: float64 ``[K + 1]``.
-    :returns: float32, or float64 where a gradient is.
+    :param dtype: of the arithmetic and of the result.
     """
-    present = [(g, w) for g, w in zip(grads, weights.unbind(), strict=True) if g is not None]
-    if not present:
-        return None
-    dtype = torch.float64 if any(g.dtype == torch.float64 for g, _ in present) else torch.float32
-    terms = [torch.where(w == 0, 0.0, w.to(dtype) * g.to(dtype)) for g, w in present]
-    return torch.stack(terms).sum(0)
+    total = None
+    for g, w in zip(grads, weights.unbind(), strict=True):
+        if g is not None:
+            term = torch.where(w == 0, 0.0, w.to(dtype) * g.to(dtype))
+            total = term if total is None else total + term
+    return total
 
 
 class ReferencePlan:
@@ -122,11 +122,14 @@ class ReferencePlan:
 
     def update(self, hypers: Sequence[Hyper], weights: Tensor, skipped: Tensor) -> None:
         for i, param in enumerate(self._params):
-            gradient = combined_gradient([gs[i] for gs in self._grads], weights[i if self._per_tensor else 0])
-            if gradient is None:
-                continue
-            dtype = torch.promote_types(gradient.dtype, param.dtype)
-            apply_rule(self._rule, hypers[self._groups[i]], param, gradient.to(dtype), self._states[i], skipped)
+            grads = [gs[i] for gs in self._grads]
+            # float64 where any tensor is, else float32: 16-bit tensors are only storage.
+            dtype = torch.float32
+            for t in (param, *(g for g in grads if g is not None)):
+                dtype = torch.promote_types(dtype, t.dtype)
+            gradient = combined_gradient(grads, weights[i if self._per_tensor else 0], dtype)
+            if gradient is not None:
+                apply_rule(self._rule, hypers[self._groups[i]], param, gradient, self._states[i], skipped)
 
     def _active(self, i: int) -> bool:
         return any(gs[i] is not None for gs in self._grads)

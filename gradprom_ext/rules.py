@@ -102,7 +102,7 @@ def apply_rule(rule: Rule, hyper: Hyper, param: Tensor, gradient: Tensor, state:
         direction = g
         if names:
             # The first buffer is the gradient itself, undamped.
-            keep = torch.where(state["step"] == 0, 1.0, 1.0 - hyper.dampening).to(dtype)
+            keep = 1 - hyper.dampening * (state["step"] != 0).to(dtype)
             slots[0] = hyper.momentum * slots[0] + keep * g
             direction = g + hyper.momentum * slots[0] if hyper.nesterov else slots[0]
         new = old - hyper.lr * direction

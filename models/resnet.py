@@ -1,8 +1,8 @@
 """ResNet-18/50/101 (He et al. 2016, arXiv:1512.03385) for diagnosis, built from MONAI's layers.
 
-All three: ``[N, channels, H, W] -> logits [N, num_classes]``, any ``H`` and ``W`` of at least 32 (global average pooling).
-The parameter counts below are those of three channels and 1000 classes; one channel saves ``2 * 49 * 64 = 6,272``, and each
-class less saves as many as the last layer is wide, plus one.
+All three: ``[N, channels, H, W] -> logits [N, num_classes]`` for any height and width (global average pooling). The
+parameter counts below are those of three channels and 1000 classes; one channel has ``2 * 49 * 64 = 6,272`` fewer, and
+each class less as many as the last layer is wide, plus one.
 """
 
 from __future__ import annotations

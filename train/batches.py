@@ -1,10 +1,11 @@
-"""Training batches: which images, which crop, which noise, all of it a pure function of (seed, phase, epoch, index)."""
+"""Training batches: which images, which crop, which noise, all of it a pure function of (seed, phase, epoch, image)."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +16,11 @@ from train.degradations import Degradation, stable_seed
 
 
 class Key(NamedTuple):
-    """One training example: image ``index`` as seen in ``epoch`` of ``phase``."""
+    """One training example: an image, by its place in the training set, as it is seen in an epoch of a phase."""
 
     phase: str
     epoch: int
-    index: int
+    image: int
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,19 @@ class Batch:
     """
     :param clean: ``float32 [N, C, crop, crop]`` in [0, 1].
     :param degraded: ``float32 [N, C, crop / scale, crop / scale]``.
-    :param labels: ``int64 [N]``, or ``None`` where the data set has none.
+    :param labels: ``int64 [N]``; -1 where the data set has none.
     """
 
     clean: Tensor
     degraded: Tensor
-    labels: Tensor | None
+    labels: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``, images in channels_last order (the faster one for convolutions on every device)."""
         clean, degraded = (
             images.to(device, memory_format=torch.channels_last) for images in (self.clean, self.degraded)
         )
-        return Batch(clean, degraded, None if self.labels is None else self.labels.to(device))
+        return Batch(clean, degraded, self.labels.to(device))
 
 
 class Crops(Dataset[Batch]):
@@ -56,7 +57,7 @@ class Crops(Dataset[Batch]):
         self.seed = seed
 
     def _clean(self, key: Key) -> Tensor:
-        image = self.subset.tensor([key.index])[0]
+        image = self.subset.tensor([key.image])[0]
         generator = torch.Generator().manual_seed(stable_seed("crop", self.seed, *key))
         rows, columns = image.shape[1] - self.crop + 1, image.shape[2] - self.crop + 1
         top, left, mirrored = (int(torch.randint(n, (), generator=generator)) for n in (rows, columns, 2))
@@ -67,11 +68,12 @@ class Crops(Dataset[Batch]):
         clean = torch.stack([self._clean(key) for key in keys])
         degraded = self.degrade(clean, [stable_seed("noise", self.seed, *key) for key in keys])
         labels = self.subset.labels
-        return Batch(clean, degraded, None if labels is None else torch.tensor(labels[[key.index for key in keys]]))
+        known = [-1 if labels is None else int(labels[key.image]) for key in keys]
+        return Batch(clean, degraded, torch.tensor(known))
 
 
 class Order(Sampler[list[Key]]):
-    """The batches of a phase from step ``start`` on: a new permutation in each epoch, an incomplete last batch left out.
+    """The batches of a phase from step ``start`` on: a new permutation per epoch, an incomplete last batch left out.
 
     :param images: how many training images there are, at least ``batch_size``.
     :param steps: how many steps the phase has in all.
@@ -96,11 +98,16 @@ class Order(Sampler[list[Key]]):
                 generator = torch.Generator().manual_seed(stable_seed("order", self.seed, self.phase, epoch))
                 permutation = torch.randperm(self.images, generator=generator).tolist()
             chosen = permutation[position * self.batch_size : (position + 1) * self.batch_size]
-            yield [Key(self.phase, epoch, index) for index in chosen]
+            yield [Key(self.phase, epoch, image) for image in chosen]
 
 
-def _same(batch: Batch) -> Batch:
+def _same(batch: Any) -> Any:
     return batch
+
+
+def _ignore_interrupts(worker: int) -> None:
+    # Ctrl-C goes to all processes of a terminal; the main one decides when to stop, and needs its workers until then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def batches(crops: Crops, order: Order, *, num_workers: int) -> DataLoader[Batch]:
@@ -113,5 +120,6 @@ def batches(crops: Crops, order: Order, *, num_workers: int) -> DataLoader[Batch
         batch_sampler=order,
         collate_fn=_same,
         num_workers=num_workers,
+        worker_init_fn=_ignore_interrupts,
         generator=torch.Generator(),  # else the loader draws a seed, unused here, from the global generator
     )

@@ -22,7 +22,7 @@ class Part(Protocol):
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes ``state`` (tensors and plain Python values) so that ``path`` holds either all of it or what it held before.
+    """Writes ``state`` (tensors and plain Python values); ``path`` holds all of it, or what it held before.
 
     :raises RunError: the file cannot be written (a full disk, say); the message names it.
     """
@@ -64,11 +64,11 @@ def restore(path: Path, state: dict[str, Any], parts: dict[str, Part]) -> None:
     for name, part in parts.items():
         if isinstance(part, torch.nn.Module):
             _compare(path, name, part.state_dict(), state[name])
-    for name, part in parts.items():
-        try:
+    try:
+        for name, part in parts.items():
             part.load_state_dict(state[name])
-        except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise RunError(f"the checkpoint {path} is that of another model or optimizer ({name}): {error}") from error
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise RunError(f"the checkpoint {path} is that of another model or optimizer ({name}): {error}") from error
 
 
 def _compare(path: Path, name: str, own: dict[str, Any], stored: dict[str, Any]) -> None:

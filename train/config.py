@@ -31,8 +31,8 @@ def flag(name: str) -> str:
 class RunConfig:
     """Train an image processing network (IP) with a diagnosis network (VR) as its auxiliary.
 
-    Every name (data set, task, network, strategy) that is not known is answered with the list of those that are:
-    ``--strategy list`` shows the strategies. The defaults below are those of the preset: ``--preset paper --help`` shows
+    A name (of a data set, task, network or strategy) that is not known is answered with the list of those that are:
+    --strategy list shows the strategies. The defaults below are those of preset quick; --preset paper --help shows
     the other one's.
     """
 
@@ -41,7 +41,7 @@ class RunConfig:
     data_root: Path | None = None
     """Where the data set is; then $GRADPROM_DATA and ./data are searched, then it is downloaded."""
     source: Literal["auto", "real", "phantom"] = "auto"
-    """real: the data set or an error. phantom: generated images. auto: phantoms only where the real images cannot be had."""
+    """real: the data set or an error. phantom: generated images. auto: phantoms only where there is nothing real."""
     size: int = 128
     """Side of the square images, in pixels."""
     channels: Literal[1, 3] = 1
@@ -71,10 +71,10 @@ class RunConfig:
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """Update rule of both networks (sgd: momentum 0.9)."""
     lr: float = 2e-3
-    """Learning rate of IP at its peak: linear warm-up over the first 3 per cent of the steps, then a cosine down to 0."""
+    """Highest learning rate of IP: a linear rise over the first 3 per cent of the steps, then a cosine down to 0."""
     vr_lr: float = 1e-3
     """Learning rate of VR, same course."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Crops per step."""
     crop: int = 64
     """Side of the random crops IP and VR are trained on, in pixels."""

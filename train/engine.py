@@ -21,7 +21,7 @@ from train.data.base import ImageData
 from train.degradations import Degradation, stable_seed
 from train.progress import Display, Stop
 from train.steps import Row, StepTable
-from train.strategies import STRATEGIES, Strategy
+from train.strategies import STRATEGIES, Strategy, strategy_class
 from train.strategies.base import Learner, Phase
 
 TITLES: dict[Phase, str] = {"pretrain": "pre-training VR", "train": "training"}
@@ -57,14 +57,14 @@ def build_strategy(
     :raises RunError: the strategy does not fit the gate or the data.
     :raises UnknownNameError: a strategy or network that does not exist.
     """
-    kind = STRATEGIES[config.strategy]
+    kind = strategy_class(config.strategy)
     if config.gate is not None and not kind.gate_is_free:
-        free = ", ".join(name for name in STRATEGIES if STRATEGIES[name].gate_is_free)
+        free = ", ".join(name for name in STRATEGIES if strategy_class(name).gate_is_free)
         raise RunError(f"--strategy {config.strategy} fixes its own gate; --gate {config.gate} goes with: {free}")
     ours, pytorchs, options = OPTIMIZERS[config.optimizer]
 
-    def learner(network: nn.Module, rule: type[torch.optim.Optimizer], steps: int, **options: Any) -> Learner:
-        network.to(device, memory_format=torch.channels_last)
+    def learner(network: nn.Module, rule: type[torch.optim.Optimizer], steps: int, **options: Any) -> Learner[Any]:
+        network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = rule(network.parameters(), **options)
         return Learner(network, optimizer, LambdaLR(optimizer, partial(course, steps)))
 
@@ -81,7 +81,7 @@ def build_strategy(
         )
     torch.manual_seed(stable_seed("VR", config.seed))
     network = VR.build(config.vr, channels=data.channels, num_classes=data.num_classes)
-    vr = learner(network, pytorchs, steps.get("pretrain", steps["train"]), lr=config.vr_lr, **options)
+    vr = learner(network, pytorchs, steps.get("pretrain", steps["train"]), lr=config.vr_lr, fused=True, **options)
     return kind(ip, vr)
 
 
@@ -124,7 +124,7 @@ class Engine:
                 f"--batch-size {config.batch_size} exceeds the {len(data.train)} training images of {data.name}"
             )
         self.phases: dict[Phase, int] = {}
-        if STRATEGIES[config.strategy].pretrains_vr:
+        if strategy_class(config.strategy).pretrains_vr:
             self.phases["pretrain"] = config.pretrain_epochs * per_epoch
         steps = config.epochs * per_epoch
         self.phases["train"] = min(steps, config.max_steps or steps)
@@ -164,9 +164,7 @@ class Engine:
         config = self.config
         strategy = self.strategy
         strategy.enter(phase)
-        learner, take_step = (
-            (strategy.vr, strategy.pretrain_step) if phase == "pretrain" else (strategy.ip, strategy.step)
-        )
+        take_step = strategy.pretrain_step if phase == "pretrain" else strategy.step
         order = Order(
             phase,
             images=len(self.crops.subset),
@@ -177,7 +175,7 @@ class Engine:
         )
         with display.phase(TITLES[phase], done, steps) as show:
             for batch in batches(self.crops, order, num_workers=config.num_workers):
-                lr = learner.schedule.get_last_lr()[0]
+                lr = float(strategy.ip.schedule.get_last_lr()[0])
                 batch = batch.to(self.device)
                 log = take_step(batch)
                 done += 1
@@ -196,7 +194,7 @@ class Engine:
         row = self.table.flush()
         if lost := [name for name in ("loss", "aux_loss") if math.isnan(row.get(name, 0.0))]:
             raise RunError(
-                f"the training has diverged: {' and '.join(lost)} stopped being finite some steps before step {self.step} "
+                f"the training has diverged: {' and '.join(lost)} stopped being finite before step {self.step} "
                 f"(see {self.table.path}); lower --lr, --vr-lr or --aux-weight"
             )
         return row

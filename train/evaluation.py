@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from train.data.base import Subset
+from train.data.cache import ArrayCache
 from train.degradations import Degradation, fixed_seeds
 from train.metrics import Quality, accuracy, classical_quality, image_quality, restore_classical
-from train.data.cache import ArrayCache
 
 BATCH = 16  # images at once: bounds the memory of IP's feature maps
 

@@ -152,7 +152,7 @@ def save_gate(
             1,
             sharex=True,
             height_ratios=(2.6, 1),
-            gridspec_kw={"hspace": 0.12, "top": 0.83, "bottom": 0.1, "left": 0.095, "right": 0.98},
+            gridspec_kw={"hspace": 0.12, "top": 0.83, "bottom": 0.1, "left": 0.1, "right": 0.98},
         )
         window = max(1, len(steps) // 50)
         opened = weights > 0

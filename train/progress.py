@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from train.config import RunError
 
@@ -32,15 +32,15 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """While the block runs, the first SIGINT (Ctrl-C) or SIGTERM is a request, to be met between two steps; the second one
-    has its usual effect. Outside the main thread, where Python takes no signals, nothing happens."""
+    """While the block runs, the first SIGINT (Ctrl-C) or SIGTERM is a request, to be met between two steps; the second
+    one has its usual effect. Outside the main thread, where Python takes no signals, nothing happens."""
     stop = Stop()
-    usual: dict[int, object] = {}
+    usual: dict[signal.Signals, Any] = {}
 
     def request(number: int, frame: FrameType | None) -> None:
         stop.requested = True
         for each, handler in usual.items():
-            signal.signal(each, handler)  # type: ignore[arg-type]
+            signal.signal(each, handler)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -49,7 +49,7 @@ def stop_on_signal() -> Iterator[Stop]:
         yield stop
     finally:
         for number, handler in usual.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
 
 class Display:
@@ -71,7 +71,7 @@ class Display:
         :param title: what is going on ("training").
         :param done: steps of the phase that an earlier process has done.
         :param steps: steps of the phase in all.
-        :returns: a function to be told, now and then, how many steps are done and what :meth:`StepTable.flush` returned.
+        :returns: a function to be told, now and then, how many steps are done and what ``StepTable.flush`` returned.
         """
         begun = time.monotonic()
         first, said = done, done

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from train.config import RunConfig
-from train.data import ImageData, Subset
+from train.data import ImageData
 from train.engine import Engine
 from train.evaluation import Evaluation, noise_level
 
@@ -44,8 +44,8 @@ def introduction(engine: Engine, folder: Path) -> str:
         (
             f"data: {source}, {len(data.train)} training and {len(data.test)} test images of {height} x {width} px",
             f"networks: {networks}",
-            f"training: strategy {config.strategy}, preset {config.preset}, {engine.steps} steps of {config.batch_size} "
-            f"crops of {config.crop} px, on {engine.device.type}",
+            f"training: strategy {config.strategy}, preset {config.preset}, {engine.steps} steps "
+            f"of {config.batch_size} crops of {config.crop} px, on {engine.device.type}",
             f"run folder: {folder}",
         )
     )
@@ -55,8 +55,9 @@ def collect(engine: Engine, evaluation: Evaluation) -> Metrics:
     """The content of ``metrics.json``. PSNR in dB; ``None`` is what the strategy has not got, and an infinite PSNR."""
     config, data = engine.config, engine.data
     ip, vr = engine.networks
-    gate = engine.table.column("gate")
-    skipped = engine.table.column("skipped")
+    steps = engine.table.columns()
+    gate = steps["gate"][~np.isnan(steps["gate"])]
+    skipped = steps["skipped"][~np.isnan(steps["skipped"])]  # without the steps of a pre-training
     accuracies = evaluation.accuracies or {}
     metrics = {
         "run": run_name(config, data),
@@ -76,10 +77,10 @@ def collect(engine: Engine, evaluation: Evaluation) -> Metrics:
         "accuracy_degraded": accuracies.get("degraded"),
         "accuracy": accuracies.get("enhanced"),
         "accuracy_clean": accuracies.get("clean"),
-        "accuracy_majority": majority_share(data.test) if vr is not None else None,
-        "gate_open_share": sum(weight > 0 for weight in gate) / len(gate) if gate else None,
+        "accuracy_majority": majority_share(data.test.labels),
+        "gate_open_share": float((gate > 0).mean()) if len(gate) else None,
         "steps": len(skipped),
-        "steps_skipped": int(sum(skipped)),
+        "steps_skipped": int(skipped.sum()),
         "n_test": len(data.test),
         "ip": config.ip,
         "ip_parameters": count_parameters(ip),
@@ -92,9 +93,9 @@ def collect(engine: Engine, evaluation: Evaluation) -> Metrics:
     return {name: None if isinstance(value, float) and math.isinf(value) else value for name, value in metrics.items()}
 
 
-def majority_share(subset: Subset) -> float:
+def majority_share(labels: np.ndarray | None) -> float | None:
     """How often the commonest class is right: what a diagnosis that ignores the image achieves."""
-    return float(np.unique(subset.labels, return_counts=True)[1].max() / len(subset))
+    return None if labels is None else float(np.bincount(labels).max() / len(labels))
 
 
 def summary(metrics: Metrics, folder: Path) -> Group:
@@ -121,7 +122,10 @@ def summary(metrics: Metrics, folder: Path) -> Group:
     facts = Table.grid(padding=(0, 2))
     vr = "none (this strategy trains IP alone)"
     if metrics["vr"] is not None:
-        vr = f"{metrics['vr']}, {metrics['vr_parameters']:,} parameters; always the same answer: {metrics['accuracy_majority']:.1%} right"
+        vr = (
+            f"{metrics['vr']}, {metrics['vr_parameters']:,} parameters "
+            f"(always the same answer would be {metrics['accuracy_majority']:.1%} right)"
+        )
     gate = _number(metrics["gate_open_share"], ".1%")
     for label, fact in (
         ("data", "PHANTOM: generated images, no patients" if phantom else f"real {metrics['dataset']}"),

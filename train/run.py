@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from train.config import RunConfig, RunError, parse
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from train.data import ImageData
     from train.degradations import Degradation
     from train.engine import Engine
+    from train.evaluation import Evaluation
     from train.report import Metrics
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit statuses; 130 is what shells report after Ctrl-C
@@ -67,7 +68,9 @@ def run(config: RunConfig) -> int:
             return 0
     else:
         folder = free_folder(config.out, run_name(config, data))
-        config = dataclasses.replace(config, source=data.source, device=device.type, out=folder)
+        config = dataclasses.replace(
+            config, source=data.source, device="cuda" if device.type == "cuda" else "cpu", out=folder
+        )
 
     engine = Engine(config, data, degrade, folder=folder, device=device, begun=begun)
     display = Display(console, config.batch_size, folder / "tensorboard" if config.tensorboard else None)
@@ -96,12 +99,18 @@ def look_up_names(config: RunConfig) -> Degradation:
 
     :raises RunError: a name does not exist; the message lists those that do.
     """
-    from models import IP, VR, UnknownNameError
+    from models import IP, VR, Registry, UnknownNameError
     from train.data import DATASETS
     from train.strategies import STRATEGIES
     from train.tasks import TASKS
 
-    registries = {"dataset": DATASETS, "ip": IP, "vr": VR, "strategy": STRATEGIES, "task": TASKS}
+    registries: dict[str, Registry[Any]] = {
+        "dataset": DATASETS,
+        "ip": IP,
+        "vr": VR,
+        "strategy": STRATEGIES,
+        "task": TASKS,
+    }
     try:
         for setting, registry in registries.items():
             registry[getattr(config, setting)]
@@ -149,7 +158,6 @@ def finish(engine: Engine, folder: Path) -> Metrics:
     """
     from train.data.cache import ArrayCache, default_cache_dir
     from train.evaluation import evaluate
-    from train.figures import save_gate, save_panel
     from train.folder import write_metrics, write_weights
     from train.report import collect
 
@@ -161,6 +169,44 @@ def finish(engine: Engine, folder: Path) -> Metrics:
         cache=ArrayCache(default_cache_dir()),
     )
     write_weights(folder, engine.config, *engine.networks)
+    draw(engine, evaluation, folder)
     metrics = collect(engine, evaluation)
     write_metrics(folder, metrics)
     return metrics
+
+
+def draw(engine: Engine, evaluation: Evaluation, folder: Path) -> None:
+    """Writes ``panel.png`` (three test images: a badly, a typically and a well enhanced one) and ``gate.png``.
+
+    :raises RunError: a file cannot be written.
+    """
+    from train.figures import save_gate, save_panel
+    from train.report import run_name
+
+    data = engine.data
+    about: dict[str, Any] = {"title": run_name(engine.config, data), "source": data.source}
+    labels = data.test.labels
+
+    def diagnosis(row: int) -> str:
+        return "" if labels is None else f"{data.class_names[labels[row]]}\n"
+
+    ranking = evaluation.quality_enhanced.psnr.argsort()
+    shown = {f"{percent}th percentile": int(ranking[percent * (len(ranking) - 1) // 100]) for percent in (10, 50, 90)}
+    rows = list(shown.values())
+    save_panel(
+        folder / "panel.png",
+        clean=evaluation.clean[rows],
+        degraded=evaluation.degraded[rows],
+        enhanced=evaluation.enhanced[rows],
+        labels=[f"{diagnosis(row)}{where}" for where, row in shown.items()],
+        **about,
+    )
+    steps = engine.table.columns()
+    advised = engine.strategy.vr is not None
+    save_gate(
+        folder / "gate.png",
+        step=steps["step"],
+        cosine=steps["cosine"] if advised else None,
+        gate=steps["gate"] if advised else None,
+        **about,
+    )

@@ -7,6 +7,7 @@ import io
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,8 +25,8 @@ class StepTable:
     """``steps.csv`` with a buffer of steps that nobody has read yet.
 
     Columns: ``step`` (from 1, over all phases), ``phase``, ``loss`` (mean squared error), ``psnr`` (dB, of the batch),
-    ``aux_loss``, ``accuracy`` (of VR on the batch), ``cosine``, ``gate``, ``skipped``, ``lr``. A cell is empty where the
-    strategy has no such thing.
+    ``aux_loss``, ``accuracy`` (of VR on the batch), ``cosine``, ``gate``, ``skipped``, ``lr`` (of IP). A cell is empty where
+    the strategy has no such thing.
 
     :param path: the file; one that is there is continued.
     """
@@ -71,7 +72,7 @@ class StepTable:
         return {name: sum(some) / len(some) if some else math.nan for name, some in finite.items()}
 
     def truncate(self, step: int) -> None:
-        """Forgets everything after ``step``: what an interrupted run did after its last checkpoint, it will do again."""
+        """Forgets everything after ``step``: what a run did after its last checkpoint, it will do again."""
         self._waiting.clear()
         if not self.path.exists():
             return
@@ -80,7 +81,8 @@ class StepTable:
         with atomic_file(self.path) as file:
             file.write("".join([header, *kept]).encode())
 
-    def column(self, name: str) -> list[float]:
-        """One column of the file, in the order of the steps, without the empty cells."""
+    def columns(self) -> dict[str, np.ndarray]:
+        """What was measured, ``float64 [steps]`` each, NaN in empty cells; with the column ``step``."""
         with self.path.open(newline="") as file:
-            return [float(row[name]) for row in csv.DictReader(file) if row[name]]
+            rows = list(csv.DictReader(file))
+        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in ("step", *MEASURED)}

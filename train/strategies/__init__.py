@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from models.registry import Registry
 from train.strategies.base import Strategy
 
@@ -13,4 +15,12 @@ from train.strategies import gradprom_soft as gradprom_soft  # noqa: E402
 from train.strategies import ip_only as ip_only  # noqa: E402
 from train.strategies import joint as joint  # noqa: E402
 
-__all__ = ["STRATEGIES", "Strategy"]
+__all__ = ["STRATEGIES", "Strategy", "strategy_class"]
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """What is registered under ``name``.
+
+    :raises UnknownNameError: nothing is.
+    """
+    return cast("type[Strategy]", STRATEGIES[name])

@@ -1,7 +1,7 @@
 """What a strategy is, and the step that all strategies with an auxiliary share.
 
-Notation as in the paper: IP has the parameters theta, VR has phi. ``L_IP`` is the mean squared error between the enhanced
-and the clean image, ``L_VR`` the cross-entropy of the diagnosis that VR reads from the enhanced image.
+Notation as in the paper: IP has the parameters theta, VR has phi. ``L_IP`` is the mean squared error between the
+enhanced and the clean image, ``L_VR`` the cross-entropy of the diagnosis that VR reads from the enhanced image.
 """
 
 from __future__ import annotations
@@ -94,6 +94,14 @@ class Strategy(ABC):
     def step(self, batch: Batch) -> StepLog:
         """One step of the phase ``"train"``: the networks, optimizers and schedules have moved on when it returns."""
 
+    def move_ip(self, loss: Tensor, *aux_losses: Tensor) -> gp.GateStats:
+        """Steps theta with the gradients that the gate lets through; VR's parameters get their ``.grad``."""
+        self.ip.optimizer.zero_grad()
+        self.ip.optimizer.backward(loss, *aux_losses)
+        self.ip.step()
+        assert self.ip.optimizer.stats is not None  # there has been a step
+        return self.ip.optimizer.stats
+
 
 def share_right(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of the labels that the largest logit names: ``[N, K]``, ``[N]`` -> ``[]``."""
@@ -110,12 +118,9 @@ class Advised(Strategy):
         loss = F.mse_loss(enhanced, batch.clean)
         logits = self.vr.network(enhanced)
         aux_loss = F.cross_entropy(logits, batch.labels)
-        self.ip.optimizer.zero_grad()
         self.vr.optimizer.zero_grad()
-        self.ip.optimizer.backward(loss, aux_loss)  # phi gets its ordinary .grad from the second loss alone
-        self.ip.step()
+        stats = self.move_ip(loss, aux_loss)
         self.move_vr()
-        stats = self.ip.optimizer.stats
         return StepLog(
             loss=loss.detach(),
             aux_loss=aux_loss.detach(),

@@ -19,7 +19,5 @@ class IPOnly(Strategy):
     def step(self, batch: Batch) -> StepLog:
         enhanced = self.ip.network(batch.degraded)
         loss = F.mse_loss(enhanced, batch.clean)
-        self.ip.optimizer.zero_grad()
-        self.ip.optimizer.backward(loss)
-        self.ip.step()
-        return StepLog(loss=loss.detach(), skipped=self.ip.optimizer.stats.skipped, enhanced=enhanced.detach())
+        stats = self.move_ip(loss)
+        return StepLog(loss=loss.detach(), skipped=stats.skipped, enhanced=enhanced.detach())
