@@ -74,12 +74,10 @@ def extension() -> tuple[Any, str | None]:
     try:
         from . import _C
     except ImportError as error:
-        if "_C" in str(error) and "cannot import name" in str(error):
-            return None, (
-                "the compiled module is missing; install a C++17 compiler (Debian, Ubuntu: apt-get install g++) "
-                "and run `pip install -e .` again"
-            )
-        return None, f"the compiled module does not load: {error}"
+        return None, (
+            f"the compiled module cannot be imported ({error}); install a C++17 compiler (Debian, Ubuntu: apt-get "
+            "install g++) and run `pip install -e .` again"
+        )
     return _C, None
 
 

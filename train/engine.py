@@ -152,6 +152,8 @@ class Engine:
         :returns: whether the last step was reached; ``False`` if ``stop`` was requested before.
         :raises RunError: the training has diverged, or a file cannot be written.
         """
+        if self.step == 0:
+            torch.manual_seed(stable_seed("training", self.config.seed))  # whatever this process did before
         before = 0
         for phase, steps in self.phases.items():
             done = self.step - before

@@ -86,7 +86,7 @@ def test_float32_is_as_close_to_float64_as_torch_is(backend, case):
         old, new, update = old.numpy(), q.detach().numpy(), (q - old).detach().numpy()
         unit = np.spacing(np.maximum(np.abs(old), np.abs(update)).astype(np.float32))
         ulps = np.abs(oracle.to_numpy(p) - new) / unit
-        assert np.all(ulps <= np.where(np.abs(old) > 2 * np.abs(update), 2.0, 4.0))
+        assert np.all(ulps <= np.where(np.abs(old) > 4 * np.abs(update), 2.0, 4.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

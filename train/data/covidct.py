@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from train.data import phantom
+from train.data import decode, phantom
 from train.data.base import DATASETS, SPLITS, DataError, DataSet, ImageData, Subset
 from train.data.cache import ArrayCache, file_sha256
-from train.data.decode import decode_images
 from train.data.download import Remote, download, read_manifest
 
 CLASS_NAMES = ("NonCOVID", "COVID")
@@ -67,9 +66,9 @@ class CovidCT(DataSet):
         }
         paths = {split: [file for c in CLASS_NAMES for file in files[split][c]] for split in SPLITS}
 
-        def decode() -> dict[str, np.ndarray]:
+        def decode_all() -> dict[str, np.ndarray]:
             return {
-                split: decode_images(
+                split: decode.decode_images(
                     paths[split], size=size, channels=channels, progress=progress, what=f"{self.title} {split}"
                 )
                 for split in SPLITS
@@ -80,10 +79,10 @@ class CovidCT(DataSet):
             "size": size,
             "channels": channels,
             "files": {split: [_stamp(file) for file in paths[split]] for split in SPLITS},
-            "decoder": file_sha256(Path(decode_images.__code__.co_filename)),
+            "decoder": file_sha256(Path(decode.__file__)),
             "pillow": PIL.__version__,
         }
-        images = cache.arrays(f"{self.name}-{size}px-{channels}ch", key, decode)
+        images = cache.arrays(f"{self.name}-{size}px-{channels}ch", key, decode_all)
         return ImageData(
             name=self.name,
             source="real",

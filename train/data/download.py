@@ -80,6 +80,8 @@ def download(remote: Remote, target: Path, *, progress: bool, timeout: float = 8
         console=Console(stderr=True),
         disable=not progress,
     )
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise DataUnavailableError(f"{target} is in the way: it is there, but it is not the data set")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-partial-") as scratch, bar:

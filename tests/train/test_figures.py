@@ -1,0 +1,126 @@
+"""Figures: what they show is read back from matplotlib's objects, not from pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from train import figures
+from train.config import RunError
+from train.figures import save_gate, save_panel
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[matplotlib.figure.Figure]]:
+    """The figures that are saved."""
+    saved: list[matplotlib.figure.Figure] = []
+    save = figures._save
+
+    def spy(figure: matplotlib.figure.Figure, path: Path) -> None:
+        saved.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(figures, "_save", spy)
+    return saved
+
+
+def texts(figure: matplotlib.figure.Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+
+
+def batch(channels: int = 1, n: int = 3) -> dict[str, torch.Tensor]:
+    clean = torch.full((n, channels, 24, 20), 0.5)
+    return {"clean": clean, "degraded": clean + 0.1, "enhanced": clean + 0.01}
+
+
+class TestPanel:
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_images_captions_and_labels(self, tmp_path: Path, drawn: list, channels: int) -> None:
+        images = batch(channels)
+        labels = ["COVID", "NonCOVID", "COVID"]
+        save_panel(tmp_path / "panel.png", **images, title="the title", source="real", labels=labels)
+        with Image.open(tmp_path / "panel.png") as image:
+            assert image.format == "PNG"
+            assert min(image.size) > 600
+        said = texts(drawn[0])
+        assert said.count("PSNR 20.00 dB") == 3  # 0.1 off everywhere
+        assert said.count("PSNR 40.00 dB") == 3
+        assert said.count("mean error 0.010") == 3
+        assert {"the title", "clean", "degraded", "enhanced", *labels} <= set(said)
+        assert not any("PHANTOM" in text for text in said)
+        shown = [image.get_array() for axes in drawn[0].axes for image in axes.images]
+        np.testing.assert_allclose(shown[1], 0.6, atol=1e-6)
+        np.testing.assert_allclose(shown[3], 0.01, atol=1e-6)
+
+    def test_phantoms_are_called_so(self, tmp_path: Path, drawn: list) -> None:
+        save_panel(tmp_path / "panel.png", **batch(n=1), title="t", source="phantom")
+        assert any("PHANTOM" in text for text in texts(drawn[0]))
+
+    def test_what_lies_outside_the_range_is_clamped_everywhere(self, tmp_path: Path, drawn: list) -> None:
+        images = batch(n=1)
+        images |= {"clean": torch.ones_like(images["clean"]), "enhanced": images["enhanced"] + 5}
+        save_panel(tmp_path / "panel.png", **images, title="t", source="real")
+        assert "PSNR inf dB" in texts(drawn[0])
+        assert "mean error 0.000" in texts(drawn[0])
+
+    def test_other_shapes_are_refused(self, tmp_path: Path) -> None:
+        images = batch()
+        with pytest.raises(ValueError, match="shape"):
+            save_panel(tmp_path / "panel.png", **(images | {"enhanced": images["enhanced"][:2]}), title="t", source="real")
+        with pytest.raises(ValueError, match="N > 0"):
+            save_panel(tmp_path / "panel.png", **batch(n=0), title="t", source="real")
+
+
+class TestGate:
+    def test_dots_mean_and_share(self, tmp_path: Path, drawn: list) -> None:
+        step = np.arange(1, 201)
+        cosine = np.where(step % 4 == 0, -0.2, 0.1)
+        cosine[9] = np.nan  # a skipped step
+        gate = np.where(np.isnan(cosine), np.nan, cosine >= 0)
+        save_gate(tmp_path / "gate.png", step=step, cosine=cosine, gate=gate, title="t", source="phantom")
+        above, below = drawn[0].axes
+        opened, closed = (dots.get_offsets() for dots in above.collections)
+        assert (len(opened), len(closed)) == (149, 50)
+        assert (closed[:, 1] == -0.2).all()
+        said = texts(drawn[0])
+        assert any("74.9%" in text for text in said)
+        assert any("PHANTOM" in text for text in said)
+        zero, mean = above.lines
+        assert list(zero.get_ydata()) == [0, 0]
+        known = np.isfinite(cosine)
+        window = cosine[known][100:103]  # steps are averaged over 3, a fiftieth of them
+        assert mean.get_ydata()[101] == pytest.approx(window.mean())
+        assert below.lines[0].get_ydata()[101] == pytest.approx((window >= 0).mean())
+        assert (tmp_path / "gate.png").stat().st_size > 5000
+
+    @pytest.mark.parametrize("cosine", [None, np.full(30, np.nan)])
+    def test_without_a_gate_it_says_so(self, tmp_path: Path, drawn: list, cosine: np.ndarray | None) -> None:
+        save_gate(tmp_path / "gate.png", step=range(30), cosine=cosine, gate=cosine, title="t", source="real")
+        assert any("no gate in this run" in text for text in texts(drawn[0]))
+
+    @pytest.mark.parametrize("steps", [1, 2])
+    def test_very_short_runs(self, tmp_path: Path, steps: int) -> None:
+        save_gate(tmp_path / "g.png", step=range(steps), cosine=[0.1] * steps, gate=[1] * steps, title="t", source="real")
+        assert (tmp_path / "g.png").exists()
+
+    def test_lengths_must_agree(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="3 steps"):
+            save_gate(tmp_path / "g.png", step=range(3), cosine=[0.1], gate=[1], title="t", source="real")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"missing/panel\.png cannot be written"):
+        save_panel(tmp_path / "missing" / "panel.png", **batch(), title="t", source="real")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_global_is_changed(tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    save_panel(tmp_path / "panel.png", **batch(), title="t", source="real")
+    assert dict(matplotlib.rcParams) == before
