@@ -30,18 +30,24 @@ class CMakeBuild(build_ext):
         # The build environment of pip is a new folder each time: a cache from the last one points nowhere.
         (build / "CMakeCache.txt").unlink(missing_ok=True)
         configure = [
-            "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            "cmake",
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build),
+            "-G",
+            "Ninja",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
             *os.environ.get("CMAKE_ARGS", "").split(),
-        ]  # fmt: skip
-        for command in (configure, ["cmake", "--build", str(build), "--target", "_C"]):
-            try:
-                subprocess.run(command, check=True)
-            except FileNotFoundError:
-                sys.exit("gradprom_ext: cmake was not found; `pip install cmake ninja`, or drop --no-build-isolation")
-            except subprocess.CalledProcessError as error:
-                sys.exit(f"gradprom_ext: `{' '.join(command[:2])} ...` failed ({error.returncode}); its output is above")
+        ]
+        try:
+            subprocess.run(configure, check=True)
+            subprocess.run(["cmake", "--build", str(build), "--target", "_C"], check=True)
+        except FileNotFoundError:
+            sys.exit("gradprom_ext: cmake was not found; `pip install cmake ninja`, or drop --no-build-isolation")
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"gradprom_ext: cmake failed with status {error.returncode}; its output is above")
 
 
 compiler = find_compiler()

@@ -45,6 +45,21 @@ def check_gradients(name: str, grads: Sequence[Tensor | None], params: Sequence[
             raise ValueError(f"{name}[{i}] is on {g.device}, but {what}[{i}] is on {p.device}")
 
 
+def check_writable(name: str, param: Tensor) -> None:
+    """:raises ValueError: several elements of ``param`` share one address, so it cannot be updated in place."""
+    if any(size > 1 and stride == 0 for size, stride in zip(param.shape, param.stride(), strict=True)):
+        raise ValueError(
+            f"{name} is a view in which several elements share one memory address (an expanded tensor?); it cannot be "
+            "updated in place, clone it first"
+        )
+
+
+def check_state(name: str, state: Tensor, param: Tensor) -> None:
+    """:raises ValueError: an optimizer state does not fit its parameter."""
+    if state.shape != param.shape:
+        raise ValueError(f"{name} has shape {tuple(state.shape)}, but its parameter has shape {tuple(param.shape)}")
+
+
 def aux_sequences(
     aux_grads: Sequence[Tensor | None] | Sequence[Sequence[Tensor | None]],
 ) -> list[Sequence[Tensor | None]]:

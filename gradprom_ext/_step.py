@@ -35,9 +35,16 @@ class StepConfig:
 
     @classmethod
     def make(
-        cls, *, aux_weight: float | Sequence[float], gate: str | GatePolicy, threshold: float, granularity: str,
-        max_grad_norm: float | None, nonfinite: str, backend: str,
-    ) -> StepConfig:  # fmt: skip
+        cls,
+        *,
+        aux_weight: float | Sequence[float],
+        gate: str | GatePolicy,
+        threshold: float,
+        granularity: str,
+        max_grad_norm: float | None,
+        nonfinite: str,
+        backend: str,
+    ) -> StepConfig:
         """:raises ValueError: an argument has no meaning; says which and what it may be."""
         single = isinstance(aux_weight, numbers.Real)
         weights = (float(aux_weight),) if single else tuple(float(w) for w in aux_weight)
@@ -76,9 +83,14 @@ class Stepper:
     """Plans for a fixed list of parameters, one per device."""
 
     def __init__(
-        self, rule: Rule, params: list[Tensor], groups: list[int], states: list[dict[str, Any]], num_aux: int,
+        self,
+        rule: Rule,
+        params: list[Tensor],
+        groups: list[int],
+        states: list[dict[str, Any]],
+        num_aux: int,
         config: StepConfig,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._rule, self._params, self._groups, self._states = rule, params, groups, states
         self.num_aux = num_aux
         self.config = config
@@ -90,8 +102,9 @@ class Stepper:
         self._shares = list(by_device.values())
         self.backends = [backends.choose(config.backend, device, num_aux) for device in self.devices]
         self._plans = [
-            backend.plan(rule, _pick(params, share), _pick(groups, share), _pick(states, share), num_aux,
-                         config.per_tensor)  # fmt: skip
+            backend.plan(
+                rule, _pick(params, share), _pick(groups, share), _pick(states, share), num_aux, config.per_tensor
+            )
             for backend, share in zip(self.backends, self._shares, strict=True)
         ]
 

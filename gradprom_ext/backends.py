@@ -45,8 +45,9 @@ class Plan(Protocol):
 class FusedPlan(Plan, Protocol):
     """A plan that can also gate on its own."""
 
-    def step(self, hypers: Sequence[Hyper], policy: GatePolicy, aux_weight: Sequence[float],
-             max_grad_norm: float | None) -> GateStats:  # fmt: skip
+    def step(
+        self, hypers: Sequence[Hyper], policy: GatePolicy, aux_weight: Sequence[float], max_grad_norm: float | None
+    ) -> GateStats:
         """Gram matrix, gate and update in one go."""
 
 
@@ -61,8 +62,15 @@ class Backend(Protocol):
     def rejects(self, device: torch.device, num_aux: int) -> str | None:
         """Why it cannot take tensors of ``device`` with ``num_aux`` auxiliaries; ``None`` where it can."""
 
-    def plan(self, rule: Rule, params: list[Tensor], groups: list[int], states: list[dict[str, Any]],
-             num_aux: int, per_tensor: bool) -> Plan:  # fmt: skip
+    def plan(
+        self,
+        rule: Rule,
+        params: list[Tensor],
+        groups: list[int],
+        states: list[dict[str, Any]],
+        num_aux: int,
+        per_tensor: bool,
+    ) -> Plan:
         """A plan for parameters of one device; ``groups[i]`` is the index of params[i]'s hyper-parameters."""
 
 
@@ -99,9 +107,14 @@ class CompiledPlan:
     """A plan of ``gradprom_ext._C``; see :class:`Plan`."""
 
     def __init__(
-        self, rule: Rule, params: list[Tensor], groups: list[int], states: list[dict[str, Any]],
-        num_aux: int, per_tensor: bool,
-    ) -> None:  # fmt: skip
+        self,
+        rule: Rule,
+        params: list[Tensor],
+        groups: list[int],
+        states: list[dict[str, Any]],
+        num_aux: int,
+        per_tensor: bool,
+    ) -> None:
         self._c, _ = extension()
         self._params, self._num_aux = params, num_aux
         self._rows = len(params) if per_tensor else None

@@ -64,8 +64,14 @@ def resnet50_shapes() -> list[tuple[int, ...]]:
     cin = 64
     for width, depth in ((64, 3), (128, 4), (256, 6), (512, 3)):
         for block in range(depth):
-            shapes += [*_conv(cin, width, 1, bias=False), *norm(width), *_conv(width, width, 3, bias=False),
-                       *norm(width), *_conv(width, 4 * width, 1, bias=False), *norm(4 * width)]  # fmt: skip
+            shapes += [
+                *_conv(cin, width, 1, bias=False),
+                *norm(width),
+                *_conv(width, width, 3, bias=False),
+                *norm(width),
+                *_conv(width, 4 * width, 1, bias=False),
+                *norm(4 * width),
+            ]
             if block == 0:
                 shapes += [*_conv(cin, 4 * width, 1, bias=False), *norm(4 * width)]
             cin = 4 * width
@@ -210,8 +216,12 @@ def stopwatch(device: torch.device) -> Callable[[Callable[[], object]], float]:
     return run_on_gpu
 
 
-def interleave(steps: dict[str, Callable[[], object]], device: torch.device, rounds: int, warmup: int = 3,
-               ) -> dict[str, list[float]]:  # fmt: skip
+def interleave(
+    steps: dict[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    warmup: int = 3,
+) -> dict[str, list[float]]:
     """Seconds of every contestant in every round."""
     names = list(steps)
     run = stopwatch(device)
@@ -255,12 +265,19 @@ def measure(network: str, optimizer: str, device: torch.device, backends: Sequen
         low, median, high = statistics.quantiles(times, n=4)
         results.append(
             Result(
-                network, count, len(shapes), optimizer, name, median * 1e3, low * 1e3, high * 1e3,
+                network,
+                count,
+                len(shapes),
+                optimizer,
+                name,
+                median * 1e3,
+                low * 1e3,
+                high * 1e3,
                 statistics.median(floors) * 1e3,
                 statistics.median(t / f for t, f in zip(times, floors, strict=True)),
                 statistics.median(t / f for t, f in zip(times, fused, strict=True)),
                 [round(t * 1e3, 4) for t in times],
-            )  # fmt: skip
+            )
         )
     return results
 
@@ -272,8 +289,13 @@ def machine(device: torch.device) -> dict[str, object]:
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False,
-                            cwd=Path(__file__).parent).stdout.strip()  # fmt: skip
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    ).stdout.strip()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else model,
         "threads": torch.get_num_threads(),

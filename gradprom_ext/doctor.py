@@ -33,10 +33,16 @@ def report() -> str:
             f"compiled module: {extension.__file__}",
             f"  compiler          {extension.COMPILER}",
             f"  CPU kernels       {extension.cpu_isa()}, "
-            + (f"OpenMP, {torch.get_num_threads()} threads" if extension.OPENMP else "one thread (built without OpenMP)"),
+            + (
+                f"OpenMP, {torch.get_num_threads()} threads"
+                if extension.OPENMP
+                else "one thread (built without OpenMP)"
+            ),
             f"  CUDA kernels      {cuda or 'not built (no nvcc was found when the package was installed)'}",
             "  tensors read by   "
-            + {"exchange": "the DLPack exchange API", "attributes": "attributes (this PyTorch has no exchange API)"}[path],
+            + {"exchange": "the DLPack exchange API", "attributes": "attributes (this PyTorch has no exchange API)"}[
+                path
+            ],
         ]
     lines.append("backends, in order of preference:")
     for backend in backends.BACKENDS:

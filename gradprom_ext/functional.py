@@ -63,9 +63,14 @@ def gradprom_(
     if not lr >= 0:
         raise ValueError(f"lr must be a number >= 0, got {lr}")
     config = StepConfig.make(
-        aux_weight=aux_weight, gate=gate, threshold=threshold, granularity=granularity,
-        max_grad_norm=max_grad_norm, nonfinite=nonfinite, backend=backend,
-    )  # fmt: skip
+        aux_weight=aux_weight,
+        gate=gate,
+        threshold=threshold,
+        granularity=granularity,
+        max_grad_norm=max_grad_norm,
+        nonfinite=nonfinite,
+        backend=backend,
+    )
     theta, main, aux = list(params), list(main_grads), _checks.aux_sequences(aux_grads)
     for i, param in enumerate(theta):
         _checks.check_param(f"params[{i}]", param)
@@ -96,9 +101,14 @@ def gradient_stats(
     [0.0]
     """
     config = StepConfig.make(
-        aux_weight=aux_weight, gate=gate, threshold=threshold, granularity=granularity,
-        max_grad_norm=max_grad_norm, nonfinite="skip", backend=backend,
-    )  # fmt: skip
+        aux_weight=aux_weight,
+        gate=gate,
+        threshold=threshold,
+        granularity=granularity,
+        max_grad_norm=max_grad_norm,
+        nonfinite="skip",
+        backend=backend,
+    )
     main, aux = list(main_grads), _checks.aux_sequences(aux_grads)
     for name, grads in [("main_grads", main), *((f"aux_grads[{k}]", gs) for k, gs in enumerate(aux))]:
         if len(grads) != len(main):

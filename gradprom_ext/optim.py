@@ -24,13 +24,27 @@ class _GradPromOptimizer(torch.optim.Optimizer):
     _rule: rules.Rule
 
     def __init__(
-        self, params: Any, defaults: dict[str, Any], *, aux_weight: float | Sequence[float], gate: str | GatePolicy,
-        threshold: float, granularity: str, max_grad_norm: float | None, nonfinite: str, backend: str,
-    ) -> None:  # fmt: skip
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        aux_weight: float | Sequence[float],
+        gate: str | GatePolicy,
+        threshold: float,
+        granularity: str,
+        max_grad_norm: float | None,
+        nonfinite: str,
+        backend: str,
+    ) -> None:
         self._config = StepConfig.make(
-            aux_weight=aux_weight, gate=gate, threshold=threshold, granularity=granularity,
-            max_grad_norm=max_grad_norm, nonfinite=nonfinite, backend=backend,
-        )  # fmt: skip
+            aux_weight=aux_weight,
+            gate=gate,
+            threshold=threshold,
+            granularity=granularity,
+            max_grad_norm=max_grad_norm,
+            nonfinite=nonfinite,
+            backend=backend,
+        )
         self._forget()
         super().__init__(params, defaults)
 
@@ -86,7 +100,7 @@ class _GradPromOptimizer(torch.optim.Optimizer):
                     self.state[param]["step"] = value.detach().clone().reshape(())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drops the gradients of every loss. (``set_to_none=False`` keeps ``.grad`` as zeros, as in ``torch.optim``.)"""
+        """Drops the gradients of every loss; ``set_to_none=False`` keeps ``.grad`` as zeros, as in ``torch.optim``."""
         super().zero_grad(set_to_none)
         self._aux_grads = []
         self._captured = []
@@ -254,18 +268,42 @@ class GradPromSGD(_GradPromOptimizer):
     _rule = rules.SGD
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.0, dampening: float = 0.0,
-        weight_decay: float = 0.0, nesterov: bool = False, *, maximize: bool = False,
-        aux_weight: float | Sequence[float] = 1.0, gate: str | GatePolicy = "hard", threshold: float = 0.0,
-        granularity: str = "global", max_grad_norm: float | None = None, nonfinite: str = "skip",
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        aux_weight: float | Sequence[float] = 1.0,
+        gate: str | GatePolicy = "hard",
+        threshold: float = 0.0,
+        granularity: str = "global",
+        max_grad_norm: float | None = None,
+        nonfinite: str = "skip",
         backend: str = "auto",
-    ) -> None:  # fmt: skip
-        defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
-                    "nesterov": nesterov, "maximize": maximize}  # fmt: skip
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+        }
         super().__init__(
-            params, defaults, aux_weight=aux_weight, gate=gate, threshold=threshold, granularity=granularity,
-            max_grad_norm=max_grad_norm, nonfinite=nonfinite, backend=backend,
-        )  # fmt: skip
+            params,
+            defaults,
+            aux_weight=aux_weight,
+            gate=gate,
+            threshold=threshold,
+            granularity=granularity,
+            max_grad_norm=max_grad_norm,
+            nonfinite=nonfinite,
+            backend=backend,
+        )
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -287,18 +325,42 @@ class GradPromAdam(_GradPromOptimizer):
     _rule = rules.ADAM
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-        weight_decay: float = 0.0, amsgrad: bool = False, *, maximize: bool = False,
-        aux_weight: float | Sequence[float] = 1.0, gate: str | GatePolicy = "hard", threshold: float = 0.0,
-        granularity: str = "global", max_grad_norm: float | None = None, nonfinite: str = "skip",
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        aux_weight: float | Sequence[float] = 1.0,
+        gate: str | GatePolicy = "hard",
+        threshold: float = 0.0,
+        granularity: str = "global",
+        max_grad_norm: float | None = None,
+        nonfinite: str = "skip",
         backend: str = "auto",
-    ) -> None:  # fmt: skip
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
-                    "maximize": maximize}  # fmt: skip
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+        }
         super().__init__(
-            params, defaults, aux_weight=aux_weight, gate=gate, threshold=threshold, granularity=granularity,
-            max_grad_norm=max_grad_norm, nonfinite=nonfinite, backend=backend,
-        )  # fmt: skip
+            params,
+            defaults,
+            aux_weight=aux_weight,
+            gate=gate,
+            threshold=threshold,
+            granularity=granularity,
+            max_grad_norm=max_grad_norm,
+            nonfinite=nonfinite,
+            backend=backend,
+        )
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -316,7 +378,13 @@ class GradPromAdamW(GradPromAdam):
     _rule = rules.ADAMW
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-        weight_decay: float = 1e-2, amsgrad: bool = False, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **kwargs)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import _checks
 from . import stats as _stats
 from .policy import GatePolicy, cosines
 from .rules import Hyper, Rule, apply_rule
@@ -121,6 +122,10 @@ class ReferencePlan:
         return gram_matrix(self._grads, self._per_tensor)
 
     def update(self, hypers: Sequence[Hyper], weights: Tensor, skipped: Tensor) -> None:
+        for i, param in enumerate(self._params):  # everything is checked before anything is written
+            _checks.check_writable(f"params[{i}]", param)
+            for name in self._rule.state_names(hypers[self._groups[i]]) if self._active(i) else ():
+                _checks.check_state(f"state of params[{i}]['{name}']", self._states[i][name], param)
         for i, param in enumerate(self._params):
             grads = [gs[i] for gs in self._grads]
             # float64 where any tensor is, else float32: 16-bit tensors are only storage.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["GateStats"]
 
-#: Numbers before the first row of ``GateStats.packed``: skipped, combined norm, clip coefficient (csrc/gradprom/policy.h).
+#: Before the first row of ``GateStats.packed``: skipped, combined norm, clip coefficient (csrc/gradprom/policy.h).
 HEADER = 3
 
 
@@ -87,9 +87,17 @@ class GateStats:
 
 
 def pack(
-    *, skipped: Tensor, combined_norm: Tensor, clip_coefficient: Tensor, main_norm: Tensor, main_weight: Tensor,
-    cosine: Tensor, gate: Tensor, aux_norm: Tensor, per_tensor: bool,
-) -> GateStats:  # fmt: skip
+    *,
+    skipped: Tensor,
+    combined_norm: Tensor,
+    clip_coefficient: Tensor,
+    main_norm: Tensor,
+    main_weight: Tensor,
+    cosine: Tensor,
+    gate: Tensor,
+    aux_norm: Tensor,
+    per_tensor: bool,
+) -> GateStats:
     """Builds the statistics from PyTorch tensors with a leading row dimension, in the kernels' layout."""
     rows, num_aux = cosine.shape
     header = torch.stack([skipped.to(torch.float64), combined_norm, clip_coefficient])

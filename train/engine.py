@@ -123,6 +123,9 @@ class Engine:
             raise RunError(
                 f"--batch-size {config.batch_size} exceeds the {len(data.train)} training images of {data.name}"
             )
+        for name, pixels in (("--crop", config.crop), ("--size", config.size)):
+            if pixels % degrade.scale:
+                raise RunError(f"{name} {pixels} is no multiple of {degrade.scale}, which --task {config.task} needs")
         self.phases: dict[Phase, int] = {}
         if strategy_class(config.strategy).pretrains_vr:
             self.phases["pretrain"] = config.pretrain_epochs * per_epoch

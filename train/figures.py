@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _INK, _FAINT = "#1b1f24", "#8b949e"
 _OPEN, _CLOSED = "#2463ae", "#c8553d"  # told apart with every kind of colour vision
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
     "font.size": 9,
     "text.color": _INK,

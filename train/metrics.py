@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -49,27 +51,30 @@ class Quality:
 def image_quality(images: Tensor, clean: Tensor) -> Quality:
     """Scores images against the clean ones, at data range 1, after clamping them to [0, 1].
 
-    PSNR is that of the mean squared error over all pixels and channels of one image; SSIM is that of Wang et al. 2004
-    (11 x 11 Gaussian window, sigma 1.5, K = 0.01 and 0.03). Both come from torchmetrics.
+    PSNR (torchmetrics) is that of the mean squared error over all pixels and channels of one image. SSIM (MONAI) is
+    that of Z. Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004:
+    an 11 x 11 Gaussian window of sigma 1.5 wherever it fits into the image, K = 0.01 and 0.03, channels averaged. It
+    is not that of torchmetrics, which counts windows over a mirrored margin too.
 
-    :param images: ``float [N, C, H, W]``.
+    :param images: ``float [N, C, H, W]``, at least 11 x 11 pixels.
     :param clean: the same shape, in [0, 1].
     :returns: scores on the CPU.
     :raises ValueError: the shapes differ, or there is no image.
     """
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+    from monai.metrics.regression import SSIMMetric
+    from torchmetrics.functional.image import peak_signal_noise_ratio
 
     if images.shape != clean.shape or clean.ndim != 4 or not len(clean):
         raise ValueError(
             f"images and clean images must share one shape [N, C, H, W] with N > 0, "
             f"not {list(images.shape)} and {list(clean.shape)}"
         )
+    similarity = SSIMMetric(spatial_dims=2, data_range=1.0, win_size=11, kernel_sigma=1.5, reduction="none")
     psnr, ssim = [], []
     for image, target in zip(images.split(_BATCH), clean.split(_BATCH), strict=True):
         pair = image.float().clamp(0, 1), target.float()
         psnr.append(peak_signal_noise_ratio(*pair, data_range=1.0, reduction="none", dim=(1, 2, 3)))
-        # For a batch of one, torchmetrics drops the batch dimension.
-        ssim.append(structural_similarity_index_measure(*pair, data_range=1.0, reduction="none").reshape(-1))
+        ssim.append(torch.as_tensor(similarity(*pair)).flatten())
     return Quality(torch.cat(psnr).cpu(), torch.cat(ssim).cpu())
 
 
@@ -88,8 +93,8 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 def restore_classical(degraded: Tensor, *, scale: int = 1, sigma: float | None = None) -> Tensor:
     """What a person has without a network: non-local means against noise, bicubic interpolation against low resolution.
 
-    Non-local means: A. Buades, B. Coll, J.-M. Morel, "A non-local algorithm for image denoising", CVPR 2005, in the fast
-    variant of scikit-image.
+    Non-local means: A. Buades, B. Coll, J.-M. Morel, "A non-local algorithm for image denoising", CVPR 2005, in the
+    fast variant of scikit-image.
 
     :param degraded: ``float32 [N, C, H, W]``, not clipped.
     :param scale: 1: denoise; > 1: enlarge by this factor.
@@ -134,13 +139,13 @@ def classical_quality(
     :param sigma: see :func:`restore_classical`.
     :param cache: keeps the scores, which take seconds, for the next run on exactly these images.
     """
-    import skimage
 
     def score() -> dict[str, np.ndarray]:
         scale = clean.shape[-1] // degraded.shape[-1]
         quality = image_quality(restore_classical(degraded, scale=scale, sigma=sigma), clean.cpu())
         return {"psnr": quality.psnr.numpy(), "ssim": quality.ssim.numpy()}
 
+    scores: Mapping[str, np.ndarray]
     if cache is None:
         scores = score()
     else:
@@ -149,7 +154,7 @@ def classical_quality(
             "degraded": _digest(degraded),
             "sigma": sigma,
             "non-local means": [_NLM_PATCH, _NLM_DISTANCE, _NLM_STRENGTH],
-            "scikit-image": skimage.__version__,
+            "scikit-image": version("scikit-image"),
         }
         scores = cache.arrays("classical", key, score)
     return Quality(torch.tensor(scores["psnr"]), torch.tensor(scores["ssim"]))

@@ -63,7 +63,9 @@ class Display:
     def __init__(self, console: Console, batch_size: int, events: Path | None = None) -> None:
         self.console = console
         self.batch_size = batch_size
-        self._events = None if events is None else open_events(events)
+        self.events = events
+        if events is not None:
+            summary_writer()  # complains now, not after the folder is made
 
     @contextlib.contextmanager
     def phase(self, title: str, done: int, steps: int) -> Iterator[Callable[[int, Row], None]]:
@@ -80,9 +82,9 @@ class Display:
             nonlocal said
             rate = (done - first) / max(time.monotonic() - begun, 1e-9)
             told = f"{measured(row)}  {rate * self.batch_size:.0f} images/s"
-            if self._events is not None:
+            if events is not None:
                 for name, value in row.items():
-                    self._events.add_scalar(f"{title}/{name}", value, done)
+                    events.add_scalar(f"{title}/{name}", value, done)
             if bar is not None:
                 bar.update(task, completed=done, told=told)
             elif done - said >= steps / LINES_PER_PHASE or done == steps:
@@ -92,7 +94,7 @@ class Display:
                     f"{title}: step {done}/{steps}  {told}  {left} left", highlight=False, soft_wrap=True
                 )
 
-        with self._bar() as bar:
+        with self._bar() as bar, self._writer() as events:
             if bar is not None:
                 task = bar.add_task(title, total=steps, completed=done, told="")
             yield tell
@@ -111,6 +113,9 @@ class Display:
             console=self.console,
         )
 
+    def _writer(self) -> contextlib.AbstractContextManager[SummaryWriter | None]:
+        return contextlib.nullcontext() if self.events is None else summary_writer()(str(self.events))
+
 
 def measured(row: Row) -> str:
     """The part of a row that fits into a line.
@@ -128,8 +133,9 @@ def measured(row: Row) -> str:
     return "  ".join(form.format(row[name]) for name, form in formats.items() if name in row)
 
 
-def open_events(folder: Path) -> SummaryWriter:
-    """
+def summary_writer() -> type[SummaryWriter]:
+    """TensorBoard's writer.
+
     :raises RunError: TensorBoard is not installed.
     """
     try:
@@ -138,4 +144,4 @@ def open_events(folder: Path) -> SummaryWriter:
         raise RunError(
             f"--tensorboard needs TensorBoard, which is not there ({error}): pip install tensorboard"
         ) from error
-    return SummaryWriter(str(folder))
+    return SummaryWriter

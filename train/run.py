@@ -210,3 +210,7 @@ def draw(engine: Engine, evaluation: Evaluation, folder: Path) -> None:
         gate=steps["gate"] if advised else None,
         **about,
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

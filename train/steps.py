@@ -17,6 +17,7 @@ from train.strategies.base import Phase, StepLog
 
 MEASURED = ("loss", "psnr", "aux_loss", "accuracy", "cosine", "gate", "skipped")
 COLUMNS = ("step", "phase", *MEASURED, "lr")
+HEADER = ",".join(COLUMNS) + "\n"
 
 Row = dict[str, float]
 
@@ -25,7 +26,7 @@ class StepTable:
     """``steps.csv`` with a buffer of steps that nobody has read yet.
 
     Columns: ``step`` (from 1, over all phases), ``phase``, ``loss`` (mean squared error), ``psnr`` (dB, of the batch),
-    ``aux_loss``, ``accuracy`` (of VR on the batch), ``cosine``, ``gate``, ``skipped``, ``lr`` (of IP). A cell is empty where
+    ``aux_loss``, ``accuracy`` (of VR on the batch), ``cosine``, ``gate``, ``skipped``, ``lr`` (of IP). Empty cells:
     the strategy has no such thing.
 
     :param path: the file; one that is there is continued.
@@ -64,7 +65,7 @@ class StepTable:
         try:
             with self.path.open("a", newline="") as file:
                 if not file.tell():
-                    file.write(",".join(COLUMNS) + "\n")
+                    file.write(HEADER)
                 file.write(text.getvalue())
         except OSError as error:
             raise RunError(f"the step log {self.path} cannot be written: {error.strerror}") from error
@@ -76,10 +77,11 @@ class StepTable:
         self._waiting.clear()
         if not self.path.exists():
             return
-        header, *lines = self.path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
+        rows = self.path.read_text().splitlines(keepends=True)[1:]
+        # A line without an end was cut off: its number may be, too.
+        kept = [row for row in rows if row.endswith("\n") and int(row.split(",", 1)[0]) <= step]
         with atomic_file(self.path) as file:
-            file.write("".join([header, *kept]).encode())
+            file.write("".join([HEADER, *kept]).encode())
 
     def columns(self) -> dict[str, np.ndarray]:
         """What was measured, ``float64 [steps]`` each, NaN in empty cells; with the column ``step``."""

@@ -1,4 +1,4 @@
-"""GradProm in NumPy and float64, written from the paper and the table of corner cases, sharing no code with the library.
+"""GradProm in NumPy and float64, written from the paper and the table of corner cases; no code of the library is in it.
 
 The update rules are not here: their oracle is torch.optim itself, fed with :func:`combined`.
 """
@@ -68,4 +68,3 @@ def decide(
         combined.append(None if missing else piece)
         offset += p.numel()
     return Decision(np.array(cosines), np.array(gates), combined)
-

@@ -21,8 +21,9 @@ needs_kernels = pytest.mark.skipif("cpu" not in gp.available_backends(), reason=
 
 
 def python(code: str, **env: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **env}, text=True,
-                            capture_output=True, check=False)  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **env}, text=True, capture_output=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -57,8 +58,9 @@ out = torch.cat([p.detach().flatten() for p in opt.param_groups[0]["params"]])
 def test_every_instruction_set_computes_the_same(isa, tmp_path):
     """Fused multiply-adds round once where the baseline rounds twice: equal to a few units of the last place."""
     file = tmp_path / "out.pt"
-    name = python(STEP + f"torch.save(out, {str(file)!r}); print(gp.backends.extension()[0].cpu_isa())",
-                  GRADPROM_CPU_ISA=isa)  # fmt: skip
+    name = python(
+        STEP + f"torch.save(out, {str(file)!r}); print(gp.backends.extension()[0].cpu_isa())", GRADPROM_CPU_ISA=isa
+    )
     if name.strip() != isa:
         pytest.skip(f"this processor has no {isa}")
     namespace: dict = {}
@@ -110,7 +112,9 @@ def test_without_the_compiled_module_the_reference_works_and_says_so():
         "print(doctor.report())"
     )
     assert out.startswith("['reference']")
-    assert "[-1.0, -1.0] 1 gradprom_ext runs its slow reference on cpu (cpu: the compiled module cannot be imported" in out
+    assert (
+        "[-1.0, -1.0] 1 gradprom_ext runs its slow reference on cpu (cpu: the compiled module cannot be imported" in out
+    )
     assert "pip install -e ." in out
 
 
@@ -123,8 +127,14 @@ def test_doctor(capsys):
 
 
 def test_a_missing_compiler_is_one_line_and_no_failure():
-    result = subprocess.run([sys.executable, "setup.py", "--name"], cwd=ROOT, text=True, capture_output=True,
-                            check=False, env={**os.environ, "CXX": "/nowhere/c++"})  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "setup.py", "--name"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+        env={**os.environ, "CXX": "/nowhere/c++"},
+    )
     assert result.returncode == 0, result.stderr
     line = [text for text in result.stderr.splitlines() if "gradprom_ext" in text]
     assert len(line) == 1
@@ -133,6 +143,8 @@ def test_a_missing_compiler_is_one_line_and_no_failure():
 
 
 def test_importing_the_library_does_not_import_the_experiments():
-    heavy = python("import sys, gradprom_ext\n"
-                   "print(sorted({'monai','matplotlib','skimage','torchmetrics','tyro','rich','scipy'} & set(sys.modules)))")
+    heavy = python(
+        "import sys, gradprom_ext\n"
+        "print(sorted({'monai','matplotlib','skimage','torchmetrics','tyro','rich','scipy'} & set(sys.modules)))"
+    )
     assert heavy.strip() == "[]"

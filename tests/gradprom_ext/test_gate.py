@@ -18,15 +18,18 @@ def problem(num_aux: int = 1, seed: int = 0, shapes=SHAPES, dtype=torch.float32,
     g = torch.Generator().manual_seed(seed)
     params = [torch.randn(s, generator=g).to(dtype) for s in shapes]
     main = [torch.randn(s, generator=g).to(dtype) for s in shapes]
-    aux = [[(torch.randn(s, generator=g) + lean * m).to(dtype) for s, m in zip(shapes, main, strict=True)]
-           for _ in range(num_aux)]  # fmt: skip
+    aux = [
+        [(torch.randn(s, generator=g) + lean * m).to(dtype) for s, m in zip(shapes, main, strict=True)]
+        for _ in range(num_aux)
+    ]
     return params, main, aux
 
 
 def check_step(params, main, aux, backend, *, lr=0.1, **kwargs):
     before = [p.clone() for p in params]
-    expected = oracle.decide(before, main, aux, kwargs.get("gate", "hard"), kwargs.get("aux_weight", 1.0),
-                             kwargs.get("threshold", 0.0))  # fmt: skip
+    expected = oracle.decide(
+        before, main, aux, kwargs.get("gate", "hard"), kwargs.get("aux_weight", 1.0), kwargs.get("threshold", 0.0)
+    )
     stats = gp.gradprom_(params, main, aux, lr=lr, backend=backend, **kwargs)
     np.testing.assert_allclose(stats.cosine.numpy(), expected.cosine, rtol=0, atol=1e-9)
     np.testing.assert_allclose(stats.gate.numpy(), expected.gate, rtol=0, atol=1e-9)
@@ -81,8 +84,9 @@ def test_hand_worked_example(backend):
 def test_projection_is_orthogonal_to_the_main_gradient(backend):
     """main (1, 0), aux (-1, 1): the conflicting part (-1, 0) goes, (0, 1) stays."""
     theta = [torch.zeros(2)]
-    stats = gp.gradprom_(theta, [torch.tensor([1.0, 0.0])], [torch.tensor([-1.0, 1.0])], lr=1.0, gate="project",
-                         backend=backend)  # fmt: skip
+    stats = gp.gradprom_(
+        theta, [torch.tensor([1.0, 0.0])], [torch.tensor([-1.0, 1.0])], lr=1.0, gate="project", backend=backend
+    )
     assert theta[0].tolist() == [-1.0, -1.0]
     assert float(stats.main_weight) == 2.0
 
@@ -108,13 +112,16 @@ def test_granularity_tensor_gates_each_parameter_alone(backend):
 def test_clipping_matches_clip_grad_norm(backend, gate, granularity):
     params, main, aux = problem(2, seed=6, lean=-0.2)
     before = [p.clone() for p in params]
-    stats = gp.gradprom_(params, main, aux, lr=1.0, gate=gate, granularity=granularity, max_grad_norm=0.5,
-                         backend=backend)  # fmt: skip
+    stats = gp.gradprom_(
+        params, main, aux, lr=1.0, gate=gate, granularity=granularity, max_grad_norm=0.5, backend=backend
+    )
     if granularity == "global":
         combined = oracle.decide(before, main, aux, gate).combined
     else:
-        combined = [oracle.decide([b], [m], [[a[i]] for a in aux], gate).combined[0]
-                    for i, (b, m) in enumerate(zip(before, main, strict=True))]  # fmt: skip
+        combined = [
+            oracle.decide([b], [m], [[a[i]] for a in aux], gate).combined[0]
+            for i, (b, m) in enumerate(zip(before, main, strict=True))
+        ]
     leaves = [torch.nn.Parameter(torch.zeros(c.shape, dtype=torch.float64)) for c in combined]
     for leaf, c in zip(leaves, combined, strict=True):
         leaf.grad = torch.from_numpy(np.array(c))

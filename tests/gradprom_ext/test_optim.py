@@ -69,7 +69,7 @@ def test_parity_over_many_steps(backend, case):
 def test_float32_is_as_close_to_float64_as_torch_is(backend, case):
     """One step in float32: within 2 ulp of the float64 result where the parameter is the larger term, within 4 where
     the update is (nine roundings lie between Adam's gradient and its update)."""
-    opt, a, other, b = twins(case, backend, dtype=torch.float32, aux_weight=0.5, gate="always")
+    opt, a, _, _ = twins(case, backend, dtype=torch.float32, aux_weight=0.5, gate="always")
     wide = CASES[case][1]([p.detach().double().requires_grad_() for p in a], lr=0.05, foreach=False, **CASES[case][2])
     w = wide.param_groups[0]["params"]
     before = [p.detach().double() for p in a]

@@ -48,7 +48,9 @@ def test_every_pair_of_dtypes(backend):
         stats = gp.gradprom_([p], [main], [aux], lr=0.25, gate="always", backend=backend)
         exact = oracle.to_numpy(before) - 0.25 * (oracle.to_numpy(main) + oracle.to_numpy(aux))
         eps = max(torch.finfo(p_dtype).eps / 2, 4 * 2.0**-24 if p_dtype != torch.float64 else 0)
-        scale = np.abs(oracle.to_numpy(before)) + 0.25 * np.abs(oracle.to_numpy(main)) + 0.25 * np.abs(oracle.to_numpy(aux))
+        scale = (
+            np.abs(oracle.to_numpy(before)) + 0.25 * np.abs(oracle.to_numpy(main)) + 0.25 * np.abs(oracle.to_numpy(aux))
+        )
         assert np.all(np.abs(oracle.to_numpy(p) - exact) <= 1.01 * eps * scale + 1e-7 * (p_dtype != torch.float64))
         expected = oracle.decide([before], [main], [[aux]], "always")
         np.testing.assert_allclose(stats.cosine.numpy(), expected.cosine, atol=1e-12)
@@ -132,8 +134,9 @@ def test_zero_gradients(backend, zero):
 def test_closed_gate_selects(backend):
     """The product of lambda and a finite gradient may overflow: behind a closed gate it must not even be formed."""
     p = torch.zeros(2)
-    gp.gradprom_([p], [torch.tensor([1.0, 1.0])], [torch.tensor([-3e38, -3e38])], lr=1.0, aux_weight=1e30,
-                 backend=backend)  # fmt: skip
+    gp.gradprom_(
+        [p], [torch.tensor([1.0, 1.0])], [torch.tensor([-3e38, -3e38])], lr=1.0, aux_weight=1e30, backend=backend
+    )
     assert p.tolist() == [-1.0, -1.0]
     p = torch.zeros(2)
     gp.gradprom_([p], [torch.ones(2)], [torch.ones(2)], lr=1.0, aux_weight=0.0, gate="always", backend=backend)
@@ -145,10 +148,13 @@ def test_closed_gate_selects(backend):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["main", "aux0", "aux1"])
-@pytest.mark.parametrize("make", [
-    lambda ps, **kw: gp.GradPromSGD(ps, lr=0.1, momentum=0.9, weight_decay=0.1, **kw),
-    lambda ps, **kw: gp.GradPromAdamW(ps, lr=0.1, amsgrad=True, **kw),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda ps, **kw: gp.GradPromSGD(ps, lr=0.1, momentum=0.9, weight_decay=0.1, **kw),
+        lambda ps, **kw: gp.GradPromAdamW(ps, lr=0.1, amsgrad=True, **kw),
+    ],
+)
 def test_nonfinite_skips_bit_for_bit(backend, make, where, value):
     params = [torch.nn.Parameter(torch.randn(s)) for s in [(40, 41), (7,), (1,)]]
     opt = make(params, backend=backend)
@@ -257,8 +263,9 @@ def test_only_an_auxiliary_gradient_and_a_closed_gate_is_a_zero_gradient(backend
 
 def test_empty_scalar_and_no_tensors(backend):
     p = [torch.zeros(0, 3), torch.tensor(1.0)]
-    stats = gp.gradprom_(p, [torch.zeros(0, 3), torch.tensor(2.0)], [torch.zeros(0, 3), torch.tensor(1.0)], lr=1.0,
-                         backend=backend)  # fmt: skip
+    stats = gp.gradprom_(
+        p, [torch.zeros(0, 3), torch.tensor(2.0)], [torch.zeros(0, 3), torch.tensor(1.0)], lr=1.0, backend=backend
+    )
     assert p[1].item() == -2.0
     assert float(stats.cosine) == 1.0
     stats = gp.gradprom_([], [], [], backend=backend)

@@ -9,7 +9,7 @@ from models.srresnet import SRResNet
 
 
 def counted(*, channels: int, scale: int, blocks: int, features: int, kernel: int, norm: str) -> int:
-    """Parameters by hand: weights and biases of each convolution, one slope per PReLU, two numbers per normalised map."""
+    """By hand: weights and biases of each convolution, one slope per PReLU, two numbers per normalised map."""
 
     def conv(inputs: int, outputs: int, side: int) -> int:
         return inputs * outputs * side * side + outputs

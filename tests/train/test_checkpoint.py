@@ -3,7 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,18 +91,21 @@ def test_missing(tmp_path):
 
 
 class Trap:
-    """An object that does something when it is unpickled."""
+    """An object that makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __reduce__(self):
-        return warnings.warn, ("the file was executed",)
+        return os.mkdir, (str(self.folder),)
 
 
-@pytest.mark.filterwarnings("error")
 def test_executes_nothing(tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    torch.save({"version": checkpoint.VERSION, "trap": Trap()}, path)
+    path, folder = tmp_path / "checkpoint.pt", tmp_path / "trapped"
+    torch.save({"version": checkpoint.VERSION, "trap": Trap(folder)}, path)
     with pytest.raises(RunError, match="cannot be read"):
         checkpoint.load(path)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("content", [{"step": 1}, {"version": 0}, [1, 2]])

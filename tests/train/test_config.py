@@ -32,7 +32,9 @@ def test_a_flag_beats_the_preset(order):
     assert parsed == dataclasses.replace(PAPER, batch_size=3, lr=0.5)
 
 
-@pytest.mark.parametrize(("gpu", "device", "preset"), [(True, "auto", PAPER), (True, "cpu", QUICK), (False, "auto", QUICK)])
+@pytest.mark.parametrize(
+    ("gpu", "device", "preset"), [(True, "auto", PAPER), (True, "cpu", QUICK), (False, "auto", QUICK)]
+)
 def test_auto_goes_by_the_device(monkeypatch, gpu, device, preset):
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     assert parse(["--device", device]) == dataclasses.replace(preset, device=device)

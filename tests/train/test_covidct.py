@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import DATASETS, DataError, DataUnavailableError, ImageData, load
+from train.data import DATASETS, DataError, DataUnavailableError, ImageData, decode, load
 from train.data import covidct as module
-from train.data import decode
 from train.data.decode import decode_image
 from train.data.download import read_manifest, verify
 

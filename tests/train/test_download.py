@@ -7,7 +7,6 @@ import http.server
 import socket
 import stat
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -186,13 +185,11 @@ def test_server_that_refuses_the_connection(
 def test_network_that_swallows_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name server that never answers is not covered by the socket's time-out, but by ours."""
     release = threading.Event()
-    monkeypatch.setattr(module.urllib.request, "urlopen", lambda *_, **__: release.wait(60))
+    monkeypatch.setattr(module.urllib.request, "urlopen", lambda *_, **__: release.wait(5))
     remote = module.Remote(base_url="http://nowhere.invalid/", files=["a"], manifest={})
-    started = time.monotonic()
-    with pytest.raises(DataUnavailableError, match="does not answer within 0.1 s"):
+    with pytest.raises(DataUnavailableError, match=r"does not answer within 0\.1 s"):
         module.download(remote, tmp_path / "target", progress=False, timeout=0.1)
     release.set()
-    assert time.monotonic() - started < 30
 
 
 def test_nothing_is_fetched_over_a_folder_with_other_things(server: object, tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ class StopAfter(Stop):
 
 def weights(engine: Engine) -> dict[str, torch.Tensor]:
     ip, vr = engine.networks
-    return {f"{n}.{k}": v for n, net in (("ip", ip), ("vr", vr)) if net is not None for k, v in net.state_dict().items()}
+    return {
+        f"{n}.{k}": v for n, net in (("ip", ip), ("vr", vr)) if net is not None for k, v in net.state_dict().items()
+    }
 
 
 def assert_same_run(one: Engine, other: Engine) -> None:
@@ -117,7 +119,7 @@ def test_steps_after_the_checkpoint_are_done_again(tmp_path):
     killed = make(tmp_path / "killed")
     train(killed, StopAfter(killed, 2))
     with killed.table.path.open("a") as file:
-        file.write("3,train,0.5,,,,,,,\n4,tra")
+        file.write("3,train,0.5,,,,,,,\n1")  # of "10,train,...", say
     again = make(tmp_path / "killed")
     again.resume()
     train(again)

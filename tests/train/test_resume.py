@@ -79,7 +79,8 @@ def test_asked_to_stop(tmp_path, whole, number):
     assert "Traceback" not in err
     assert f"python -m train.run --resume '{folder}'" in out
 
-    again = start("--resume", str(folder))
-    out, err = again.communicate(timeout=120)
-    assert again.returncode == 0, (out, err)
-    assert_same(folder, whole)
+    if number == signal.SIGINT:  # once is enough: the two differ in nothing else
+        again = start("--resume", str(folder))
+        out, err = again.communicate(timeout=120)
+        assert again.returncode == 0, (out, err)
+        assert_same(folder, whole)

@@ -52,14 +52,27 @@ def metrics_of(folder: Path) -> dict:
 def test_a_run(strategy, capsys):
     assert main(arguments(strategy=strategy, max_steps=3)) == 0
     folder = Path(f"runs/tiny-denoise-{strategy}-s0-PHANTOM")
-    files = {"config.json", "steps.csv", "metrics.json", "checkpoint.pt", "weights.safetensors", "panel.png", "gate.png"}
+    files = {
+        "config.json",
+        "steps.csv",
+        "metrics.json",
+        "checkpoint.pt",
+        "weights.safetensors",
+        "panel.png",
+        "gate.png",
+    }
     assert {path.name for path in folder.iterdir()} == files
     for name in ("panel.png", "gate.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
     metrics = metrics_of(folder)
     assert metrics.keys() >= KEYS
-    assert (metrics["data"], metrics["dataset"], metrics["strategy"], metrics["n_test"]) == ("phantom", "tiny", strategy, 6)
+    assert (metrics["data"], metrics["dataset"], metrics["strategy"], metrics["n_test"]) == (
+        "phantom",
+        "tiny",
+        strategy,
+        6,
+    )
     assert metrics["steps"] == 3 and metrics["steps_skipped"] == 0
     shares = [metrics[key] for key in ("accuracy", "accuracy_degraded", "accuracy_clean", "gate_open_share")]
     if strategy == "ip-only":
@@ -71,6 +84,15 @@ def test_a_run(strategy, capsys):
     out = capsys.readouterr().out
     assert "PHANTOM" in out and f"{metrics['psnr']:.2f}" in out and f"{metrics['psnr_classical']:.2f}" in out
     assert str(folder) in out and f"backend {metrics['backend']}" in out
+
+
+def test_a_run_on_real_images(shared_data):
+    root = shared_data("COVID-CT").parent
+    real = {"dataset": "covidct", "data_root": root, "source": "real", "size": 32, "max_steps": 2}
+    assert main(arguments(**real)) == 0
+    metrics = metrics_of(Path("runs/covidct-denoise-gradprom-s0"))
+    assert (metrics["data"], metrics["n_test"]) == ("real", 203)
+    assert metrics["psnr"] >= metrics["psnr_degraded"] > 20
 
 
 def test_the_run_folder_tells_all(capsys):
@@ -146,6 +168,7 @@ def test_tensorboard_missing(capsys, monkeypatch):
         ({"vr": "list"}, "unknown VR network 'list'; choose from: resnet18, resnet50, resnet101"),
         ({"strategy": "list"}, "unknown strategy 'list'; choose from: frozen, gradprom, gradprom-soft, ip-only, joint"),
         ({"strategy": "joint", "gate": "hard"}, "--strategy joint fixes its own gate"),
+        ({"task": "sr4", "crop": 10}, "--crop 10 is no multiple of 4, which --task sr4 needs"),
         ({"batch_size": 14}, "--batch-size 14 exceeds the 13 training images"),
         ({"data_root": __file__, "source": "real", "dataset": "covidct"}, f"the data root {__file__} is a file"),
         ({"out": __file__}, f"--out {__file__} is a file"),

@@ -75,7 +75,7 @@ def test_step_is_the_definition(name):
         loss = F.mse_loss(own_ip(batch.degraded), batch.clean)
         main = torch.autograd.grad(loss, theta)
         aux_loss = F.cross_entropy(own_vr(own_ip(batch.degraded)), batch.labels)
-        *aux, = torch.autograd.grad(aux_loss, theta + phi)
+        (*aux,) = torch.autograd.grad(aux_loss, theta + phi)
         aux, phi_grads = aux[: len(theta)], aux[len(theta) :]
         flat_main, flat_aux = (torch.cat([g.flatten() for g in grads]) for grads in (main, aux))
         cosine = (flat_main @ flat_aux / (flat_main.norm() * flat_aux.norm())).item()
@@ -142,7 +142,9 @@ def test_frozen_learns_first_and_then_never():
     for batch in batches(3):
         strategy.pretrain_step(batch)
     assert_same_weights(ip, first_ip, rtol=0, atol=0)
-    changed = [not torch.equal(a, b) for a, b in zip(vr.state_dict().values(), first_vr.state_dict().values(), strict=True)]
+    changed = [
+        not torch.equal(a, b) for a, b in zip(vr.state_dict().values(), first_vr.state_dict().values(), strict=True)
+    ]
     assert all(changed)
 
     learned = copy.deepcopy(vr)

@@ -98,7 +98,9 @@ def config(**changes) -> RunConfig:
 
 def arguments(**changes) -> list[str]:
     """The same as a command line."""
-    return [part for name, value in (SETTINGS | changes).items() for part in ("--" + name.replace("_", "-"), str(value))]
+    return [
+        part for name, value in (SETTINGS | changes).items() for part in ("--" + name.replace("_", "-"), str(value))
+    ]
 
 
 if __name__ == "__main__":

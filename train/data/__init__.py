@@ -28,8 +28,8 @@ def load(
 ) -> ImageData:
     """Loads a data set; on its first use also fetches and decodes it.
 
-    It is looked for in ``root``, ``$GRADPROM_DATA`` and ``./data``, each of which may be the data set's folder itself or
-    the folder that holds it. Found nowhere, it is downloaded into the first of these.
+    It is looked for in ``root``, ``$GRADPROM_DATA`` and ``./data``, each of which may be the data set's folder itself
+    or the folder that holds it. Found nowhere, it is downloaded into the first of these.
 
     :param name: one of ``DATASETS``.
     :param root: where to look first.
@@ -48,8 +48,8 @@ def load(
         raise ValueError(f"source must be one of {', '.join(get_args(Source))}, not {source!r}")
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels!r}")
-    if not 8 <= size <= 4096:
-        raise ValueError(f"size must be between 8 and 4096 pixels, not {size!r}")
+    if not 16 <= size <= 4096:
+        raise ValueError(f"size must be between 16 and 4096 pixels, not {size!r}")
     dataset = DATASETS.build(name)
     cache = ArrayCache(Path(cache_dir) if cache_dir is not None else default_cache_dir())
 

@@ -30,7 +30,8 @@ def decode_image(path: Path, *, size: int, channels: int) -> np.ndarray:
     :raises DataError: the file is missing, damaged or not an 8-bit image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as file:
+            image: Image.Image = file
             if image.mode not in _MODES:
                 raise DataError(f"{path}: mode {image.mode!r} is not an 8-bit image; convert it to grey or RGB first")
             if image.has_transparency_data:

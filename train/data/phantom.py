@@ -27,6 +27,7 @@ from train.degradations import stable_seed
 
 _OVERSAMPLING = 2
 _AIR, _FAT, _MUSCLE, _BLOOD, _MARROW, _CORTEX = -1000.0, -95.0, 45.0, 50.0, 230.0, 620.0  # Hounsfield units
+_WINDOWS = [(-600, 1500), (-500, 1400), (-350, 1800), (-650, 1100)]  # centre and width, as lungs are read
 
 Field = np.ndarray  # float32 [n, n]
 
@@ -95,6 +96,8 @@ def chest_slice(seed: int, *, diseased: bool, size: int) -> np.ndarray:
     :returns: ``uint8 [size, size]``.
     """
     canvas = _Canvas(np.random.default_rng(seed), size * _OVERSAMPLING)
+    window = _WINDOWS[canvas.rng.choice(len(_WINDOWS), p=[0.4, 0.25, 0.2, 0.15])]
+    field_of_view = canvas.rng.choice([2, canvas.rng.uniform(1.02, 1.2)])
     level = canvas.rng.uniform()  # 0: just below the collar bones, 1: just above the diaphragm
     _table(canvas)
     chest = _trunk(canvas)
@@ -104,7 +107,7 @@ def chest_slice(seed: int, *, diseased: bool, size: int) -> np.ndarray:
     _bones(canvas, chest, level)
     _lung_tissue(canvas, lungs, chest, diseased=diseased)
     _airways(canvas, level)
-    return _through_window(canvas, size)
+    return _seen(canvas, size, window, field_of_view)
 
 
 class _Canvas:
@@ -252,11 +255,11 @@ def _lung_tissue(canvas: _Canvas, lungs: Field, chest: Field, *, diseased: bool)
     depth = np.clip(lungs, 0, None)
     # Blood and compression make the lower (back) part denser.
     tissue = rng.uniform(-880, -810) + rng.uniform(10, 60) * canvas.y + 9 * canvas.noise(20) + 9 * canvas.noise(60)
+    vessels = _vessels(canvas) * np.clip(depth / 0.06, 0.15, 1)
     if diseased:
         tissue = _opacities(canvas, tissue, lungs, chest)
     elif rng.uniform() < 0.25:
         tissue -= 90 * canvas.inside(canvas.noise(18) - 0.9, 0.5)  # emphysema
-    vessels = _vessels(canvas) * np.clip(depth / 0.06, 0.15, 1)
     tissue += vessels * (_BLOOD - tissue)
     if not diseased and rng.uniform() < 0.25:
         x, y, radius = rng.choice([-1, 1]) * rng.uniform(0.35, 0.55), rng.uniform(-0.3, 0.35), rng.uniform(0.02, 0.06)
@@ -341,14 +344,15 @@ def _airways(canvas: _Canvas, level: float) -> None:
         canvas.paint(canvas.inside(tube), _AIR)
 
 
-def _through_window(canvas: _Canvas, size: int) -> np.ndarray:
-    """Reduces to ``size`` and maps a window of Hounsfield units to 0..255."""
-    rng = canvas.rng
+def _seen(canvas: _Canvas, size: int, window: tuple[int, int], field_of_view: float) -> np.ndarray:
+    """Reduces to ``size`` and maps a window (centre and width in Hounsfield units) to 0..255.
+
+    :param field_of_view: radius of the scanner's circle, outside of which there is nothing.
+    """
+    rng, (centre, width) = canvas.rng, window
     small = np.asarray(Image.fromarray(canvas.hu).reduce(_OVERSAMPLING))
     small = small + rng.uniform(4, 14) * rng.standard_normal(small.shape, dtype=np.float32)  # a little scanner noise
-    centre, width = [(-600, 1500), (-500, 1400), (-350, 1800), (-650, 1100)][rng.choice(4, p=[0.4, 0.25, 0.2, 0.15])]
     grey = (small - (centre - width / 2)) / width
-    if rng.uniform() < 0.5:  # outside the scanner's round field of view there is nothing
-        axis = np.linspace(-1, 1, size)
-        grey[axis[:, None] ** 2 + axis**2 > rng.uniform(1.02, 1.2) ** 2] = 0
+    axis = np.linspace(-1, 1, size)
+    grey[axis[:, None] ** 2 + axis**2 > field_of_view**2] = 0
     return np.round(255 * np.clip(grey, 0, 1)).astype(np.uint8)
