@@ -23,6 +23,14 @@ namespace py = pybind11;
 namespace gradprom {
 namespace {
 
+#if defined(GRADPROM_CUDA)
+// Where the CUDA scheduler finds its tensors; tests/cuda_host runs it on the host.
+#if !defined(GRADPROM_CUDA_DEVICE)
+#define GRADPROM_CUDA_DEVICE kDLCUDA
+#endif
+constexpr DLDeviceType kGpu = GRADPROM_CUDA_DEVICE;
+#endif
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Reading tensors
 
@@ -243,10 +251,22 @@ class Plan {
 
   StepPlan& step_plan() { return plan_; }
 
+#if defined(GRADPROM_CUDA)
+  // The scheduler of the plan's device where that is a GPU, else null.
+  cuda::Scheduler* gpu() {
+    if (device_->device_type != kGpu) return nullptr;
+    if (!gpu_) gpu_ = std::make_unique<cuda::Scheduler>(device_->device_id, allocator());
+    return gpu_.get();
+  }
+
+  void* stream() const { return reader().current_stream(members_.front().param.ptr(), *device_); }
+#endif
+
   // `tensor` as `count` doubles in the memory of this plan's device.
   double* doubles(const py::object& tensor, int64_t count, const char* name) const {
     Tensor t;
     reader().read(tensor.ptr(), t, [name] { return std::string(name); });
+    check_device(t, [name] { return std::string(name); });
     int64_t numel = 1;
     for (int d = 0; d < t.view.ndim; ++d) numel *= t.view.shape[d];
     if (t.view.dtype != DType::kF64 || numel < count) {
@@ -274,6 +294,21 @@ class Plan {
   };
 
   static TensorReader& reader() { return TensorReader::instance(); }
+
+#if defined(GRADPROM_CUDA)
+  // Memory from PyTorch: its allocator knows streams and graph captures, and asking it does not wait for the device.
+  cuda::Allocate allocator() const {
+    return [device = members_.front().param.attr("device")](size_t bytes) {
+      const py::module_ torch = py::module_::import("torch");
+      py::object tensor =
+          torch.attr("empty")(bytes, py::arg("dtype") = torch.attr("uint8"), py::arg("device") = device);
+      void* const data = reinterpret_cast<void*>(tensor.attr("data_ptr")().cast<uintptr_t>());
+      return cuda::Memory(data, [tensor = std::move(tensor)](void*) {});
+    };
+  }
+
+  std::unique_ptr<cuda::Scheduler> gpu_;
+#endif
 
   template <class Name>
   void check_device(const Tensor& t, Name&& name) const {
@@ -370,6 +405,9 @@ void step(Plan& plan, const std::vector<Hyper>& hypers, const GateConfig& gate, 
   StepPlan& p = plan.step_plan();
   p.gate = gate;
   double* const out = plan.doubles(stats, kStatsHeader + p.rows() * stats_row_size(p.num_grads - 1), "stats");
+#if defined(GRADPROM_CUDA)
+  if (cuda::Scheduler* gpu = plan.gpu()) return gpu->step(p, out, plan.stream());
+#endif
   py::gil_scoped_release release;
   cpu::step(p, out);
 }
@@ -377,14 +415,22 @@ void step(Plan& plan, const std::vector<Hyper>& hypers, const GateConfig& gate, 
 void gram(Plan& plan, const py::object& out) {
   StepPlan& p = plan.step_plan();
   double* const values = plan.doubles(out, p.rows() * gram_size(p.num_grads), "gram");
+#if defined(GRADPROM_CUDA)
+  if (cuda::Scheduler* gpu = plan.gpu()) return gpu->gram(p, values, plan.stream());
+#endif
   py::gil_scoped_release release;
   cpu::gram(p, values);
 }
 
-void update(Plan& plan, const std::vector<Hyper>& hypers, const py::object& weights) {
+void update(Plan& plan, const std::vector<Hyper>& hypers, const py::object& weights, const py::object& skip) {
   plan.bind_states(hypers);
   StepPlan& p = plan.step_plan();
   const double* const values = plan.doubles(weights, p.rows() * p.num_grads, "weights");
+  const double* const flag = plan.doubles(skip, 1, "skip");
+#if defined(GRADPROM_CUDA)
+  if (cuda::Scheduler* gpu = plan.gpu()) return gpu->update(p, values, flag, plan.stream());
+#endif
+  if (*flag != 0.0) return;
   py::gil_scoped_release release;
   cpu::update(p, values);
 }
@@ -410,6 +456,16 @@ PYBIND11_MODULE(_C, m) {
   m.attr("CUDA_ARCHITECTURES") = GRADPROM_CUDA_ARCHITECTURES;
 #else
   m.attr("CUDA_ARCHITECTURES") = "";
+#endif
+#if defined(GRADPROM_CUDA)
+  m.def("cuda_unusable", &cuda::unusable, py::arg("device"),
+        "Why the CUDA kernels cannot run on this device; empty where they can.");
+  m.def("cuda_configure",
+        [](bool cooperative, int max_blocks, int max_shared_bytes) {
+          cuda::configure({cooperative, max_blocks, max_shared_bytes});
+        },
+        py::arg("cooperative") = true, py::arg("max_blocks") = 0, py::arg("max_shared_bytes") = -1,
+        "For tests and measurements: one launch per stage, fewer blocks, less shared memory.");
 #endif
   m.attr("COMPILER") = GRADPROM_COMPILER;
 #if defined(_OPENMP)
@@ -463,5 +519,5 @@ PYBIND11_MODULE(_C, m) {
       .def("missing_states", &Plan::missing_states, py::arg("hypers"))
       .def("step", &step, py::arg("hypers"), py::arg("gate"), py::arg("stats"))
       .def("gram", &gram, py::arg("out"))
-      .def("update", &update, py::arg("hypers"), py::arg("weights"));
+      .def("update", &update, py::arg("hypers"), py::arg("weights"), py::arg("skip"));
 }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from . import _checks, rules
@@ -22,6 +24,10 @@ class _GradPromOptimizer(torch.optim.Optimizer):
     """Captures one gradient per loss, gates, and steps. See :class:`GradPromSGD` for the arguments all have."""
 
     _rule: rules.Rule
+
+    # torch.amp.GradScaler then leaves the gradients scaled and says so through `found_inf`, where `step` sees it;
+    # without this it would unscale the main gradients (in .grad) and silently leave the auxiliary ones scaled.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -47,6 +53,13 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         )
         self._forget()
         super().__init__(params, defaults)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            warnings.warn(
+                "several processes train together, but DistributedDataParallel reduces only the first backward of a "
+                "forward: each process would gate by its own auxiliary gradients and the replicas drift apart. Reduce "
+                "all gradients yourself between backward() and step()",
+                stacklevel=3,
+            )
 
     def _forget(self) -> None:
         #: Of the last step, or ``None`` before the first.
@@ -175,12 +188,18 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         Does not wait for the device (unless ``nonfinite="raise"``). Afterwards :attr:`stats` describes the step.
 
         :raises TypeError: a closure was given: it would evaluate one loss, GradProm needs the gradients of several.
+        :raises RuntimeError: called through ``torch.amp.GradScaler``.
         :raises NonFiniteGradientError: ``nonfinite="raise"``, and a gradient holds NaN or infinity. Parameters and
             state are as before.
         """
         if closure is not None:
             raise TypeError(
                 f"{type(self).__name__}.step takes no closure: call backward(main_loss, aux_loss) first, then step()"
+            )
+        if hasattr(self, "found_inf"):
+            raise RuntimeError(
+                f"{type(self).__name__} does not work with torch.amp.GradScaler: the scaler does not see the auxiliary "
+                "gradients. Use bfloat16 autocast, which needs no scaler"
             )
         params = self._params()
         main = [p.grad for p in params]

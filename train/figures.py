@@ -68,7 +68,7 @@ def save_panel(
         # One scale for all rows. A few pixels may exceed it: a single outlier should not turn the rest black.
         worst = max(float(np.quantile(error, 0.998)), 0.02)
 
-        rows, side, top, bottom, left, right = len(clean), 2.0, 0.78, 0.1, 0.3, 0.62  # inches
+        rows, side, top, bottom, left, right = len(clean), 2.0, 0.78, 0.1, 0.45, 0.62  # inches
         gap_x, gap_y = 0.06, 0.27
         width = left + 4 * side + 3 * gap_x + right
         height = top + rows * (side + gap_y) + bottom

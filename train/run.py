@@ -188,7 +188,7 @@ def draw(engine: Engine, evaluation: Evaluation, folder: Path) -> None:
     labels = data.test.labels
 
     def diagnosis(row: int) -> str:
-        return "" if labels is None else f"{data.class_names[labels[row]]}\n"
+        return "" if labels is None else f"{data.class_names[labels[row]]}, "
 
     ranking = evaluation.quality_enhanced.psnr.argsort()
     shown = {f"{percent}th percentile": int(ranking[percent * (len(ranking) - 1) // 100]) for percent in (10, 50, 90)}

@@ -86,13 +86,6 @@ void for_my_ranges(const Schedule& schedule, Body&& body) {
   for (int t = first; t < schedule.threads(); t += granted) body(schedule.range(t));
 }
 
-// Arithmetic is fp64 where any tensor of the entry is, else fp32.
-bool needs_fp64(const Entry& entry) {
-  bool wide = entry.param.dtype == DType::kF64;
-  for (const Operand& g : entry.grads) wide = wide || (g.data != nullptr && g.dtype == DType::kF64);
-  return wide;
-}
-
 template <class T>
 constexpr DType kNative = std::is_same_v<T, double> ? DType::kF64 : DType::kF32;
 
@@ -221,7 +214,7 @@ void gram_phase(const StepPlan& plan, const Schedule& schedule, Range range, dou
   for (size_t c = range.begin; c < range.end; ++c) {
     const Chunk& chunk = schedule.chunks[c];
     const Entry& entry = plan.entries[chunk.entry];
-    if (needs_fp64(entry)) {
+    if (entry.needs_fp64()) {
       gram_chunk<double>(entry, chunk, plan.num_grads, partials + c * size);
     } else {
       gram_chunk<float>(entry, chunk, plan.num_grads, partials + c * size);
@@ -234,7 +227,7 @@ void update_phase(const StepPlan& plan, const Schedule& schedule, Range range, c
     const Chunk& chunk = schedule.chunks[c];
     const Entry& entry = plan.entries[chunk.entry];
     const double* row = weights + plan.row_of(chunk.entry) * plan.num_grads;
-    if (needs_fp64(entry)) {
+    if (entry.needs_fp64()) {
       update_chunk<double>(plan, entry, chunk, row);
     } else {
       update_chunk<float>(plan, entry, chunk, row);

@@ -101,6 +101,10 @@ struct Job {
   GateConfig gate;
 };
 
+// Images of these are compared byte by byte.
+static_assert(sizeof(Hyper) == 7 * sizeof(double) + 4 * sizeof(bool) + sizeof(uint32_t));
+static_assert(sizeof(Share) == sizeof(int64_t) + 2 * sizeof(int32_t));
+
 using Kernel = void (*)(Job);
 
 // The kernel of a rule for `num_grads` gradients. Gram matrices are the same in all.

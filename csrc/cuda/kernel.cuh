@@ -75,6 +75,7 @@ template <int N>
 GP_DEVICE void row_gram(const Job& job, int row, Shared& shared) {
   constexpr int kSize = gram_size(N);
   double values[kSize] = {};
+#pragma unroll 1
   for (int slot = job.row_slots[row] + threadIdx.x; slot < job.row_slots[row + 1]; slot += kThreads) {
 #pragma unroll
     for (int e = 0; e < kSize; ++e) values[e] += job.partials[static_cast<int64_t>(slot) * kSize + e];
@@ -182,6 +183,16 @@ struct Place {
 };
 constexpr int64_t kTile = 8 * kThreads;
 
+// A pointer that was itself loaded from memory could point anywhere; knowing better, the compiler need not ask at every
+// access.
+template <class T>
+GP_DEVICE T* global(T* pointer) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
 GP_DEVICE bool is_half(DType dtype) { return dtype == DType::kF16 || dtype == DType::kBF16; }
 
 // Eight elements of one tensor, as loaded (16-bit ones fill the first half) or widened to fp32.
@@ -244,7 +255,7 @@ struct Pack {
 GP_DEVICE Pack load_pack(const void* data, DType dtype, const Place& place) {
   const bool half = is_half(dtype);
   const int64_t bytes = half ? 2 : 4;
-  const char* const base = static_cast<const char*>(data);
+  const char* const base = static_cast<const char*>(global(data));
   Pack pack{};
   if (place.has[0]) pack.load(0, base + place.at[0] * bytes);
   if (place.has[1] && !half) pack.load(1, base + place.at[1] * bytes);
@@ -254,7 +265,7 @@ GP_DEVICE Pack load_pack(const void* data, DType dtype, const Place& place) {
 GP_DEVICE void store_pack(Pack pack, void* data, DType dtype, const Place& place) {
   const bool half = is_half(dtype);
   const int64_t bytes = half ? 2 : 4;
-  char* const base = static_cast<char*>(data);
+  char* const base = static_cast<char*>(global(data));
   pack.narrow_all(dtype);
   if (place.has[0]) pack.store(0, base + place.at[0] * bytes);
   if (place.has[1] && !half) pack.store(1, base + place.at[1] * bytes);
@@ -265,7 +276,7 @@ GP_DEVICE Pack load_kept(const void* data, DType dtype, const Place& place, cons
                          int64_t kept) {
   const bool half = is_half(dtype);
   const int64_t bytes = half ? 2 : 4;
-  const char* const base = static_cast<const char*>(data);
+  const char* const base = static_cast<const char*>(global(data));
   Pack pack{};
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -298,6 +309,7 @@ GP_DEVICE int64_t offset_of(const Job& job, const Item& item, int operand, int64
   const int64_t* const sizes = geometry + 1;
   const int64_t* const strides = sizes + ndim + operand * ndim;
   int64_t offset = 0;
+#pragma unroll 1
   for (int d = ndim - 1; d >= 0; --d) {
     offset += (i % sizes[d]) * strides[d];
     i /= sizes[d];
@@ -309,13 +321,13 @@ template <class T>
 GP_DEVICE T load_element(const void* data, DType dtype, int64_t i) {
   switch (dtype) {
     case DType::kF64:
-      return static_cast<T>(static_cast<const double*>(data)[i]);
+      return static_cast<T>(static_cast<const double*>(global(data))[i]);
     case DType::kF16:
-      return static_cast<T>(widen(static_cast<const f16*>(data)[i]));
+      return static_cast<T>(widen(static_cast<const f16*>(global(data))[i]));
     case DType::kBF16:
-      return static_cast<T>(widen(static_cast<const bf16*>(data)[i]));
+      return static_cast<T>(widen(static_cast<const bf16*>(global(data))[i]));
     default:
-      return static_cast<T>(static_cast<const float*>(data)[i]);
+      return static_cast<T>(static_cast<const float*>(global(data))[i]);
   }
 }
 
@@ -323,16 +335,16 @@ template <class T>
 GP_DEVICE void store_element(T x, void* data, DType dtype, int64_t i) {
   switch (dtype) {
     case DType::kF64:
-      static_cast<double*>(data)[i] = x;
+      static_cast<double*>(global(data))[i] = x;
       break;
     case DType::kF16:
-      static_cast<f16*>(data)[i] = narrow<f16>(x);
+      static_cast<f16*>(global(data))[i] = narrow<f16>(x);
       break;
     case DType::kBF16:
-      static_cast<bf16*>(data)[i] = narrow<bf16>(x);
+      static_cast<bf16*>(global(data))[i] = narrow<bf16>(x);
       break;
     default:
-      static_cast<float*>(data)[i] = static_cast<float>(x);
+      static_cast<float*>(global(data))[i] = static_cast<float>(x);
   }
 }
 
@@ -353,6 +365,7 @@ GP_DEVICE void measure_vectors(const Item& item, int64_t begin, int64_t end, int
                                char* chip, double (&sums)[gram_size(N)]) {
   constexpr int kDepth = N <= 2 ? 2 : 1;  // packs in flight per gradient: 64 KB per multiprocessor for two of fp32
   const bool octets = item.access == Access::kOctets;
+#pragma unroll 1
   for (int64_t tile = begin; tile < end; tile += kDepth * kTile) {
     if (!Place(tile, thread, end, octets).has[0]) break;
     Pack packs[kDepth][N];
@@ -390,6 +403,7 @@ GP_DEVICE void measure_vectors(const Item& item, int64_t begin, int64_t end, int
 template <int N>
 GP_DEVICE void measure_elements(const Job& job, const Item& item, int64_t begin, int64_t end, int thread,
                                 double (&sums)[gram_size(N)]) {
+#pragma unroll 1
   for (int64_t i = begin + thread; i < end; i += kThreads) {
     double x[N];
 #pragma unroll
@@ -410,7 +424,7 @@ GP_DEVICE void measure(const Job& job, const Walk& walk, OnChip& on_chip, char* 
   int64_t slot = walk.first.slot;
   Rotation rotation;
   for (int s = 0; s < walk.count(); ++s) {
-    const Item item = job.items[walk.item(s)];
+    const Item& item = job.items[walk.item(s)];
     const int64_t begin = walk.begin(s);
     const int64_t end = walk.end(s, item);
     const int64_t body = vector_part(end - begin, item.access);
@@ -582,6 +596,7 @@ GP_DEVICE void update_vectors(const Item& item, const RuleOf<R, float>& rule, co
   constexpr int kStates = kStatesOf<R>;
   const bool octets = item.access == Access::kOctets;
   if (begin == end) return;
+#pragma unroll 1
   for (int64_t tile = begin + (end - begin - 1) / kTile * kTile; tile >= begin; tile -= kTile) {
     const Place place(tile, thread, end, octets);
     if (!place.has[0]) continue;
@@ -591,24 +606,26 @@ GP_DEVICE void update_vectors(const Item& item, const RuleOf<R, float>& rule, co
     for (int s = 0; s < kStates; ++s) {
       if (s < item.num_states) states[s] = load_pack(item.states[s], item.state_dtypes[s], place);
     }
-    Pack grads[N] = {};
+    float combined[8] = {};
     const char* gradient = chip + span.offset;
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      if (item.grads[k] == nullptr) continue;
-      if (weights.of[k] != 0.0f) {
-        grads[k] = load_kept(item.grads[k], item.grad_dtypes[k], place, gradient, begin, span.kept);
+    for (int first = 0; first < N; first += 2) {  // two at a time: more would not fit into the registers
+      Pack grads[2] = {};
+#pragma unroll
+      for (int k = first; k < N && k < first + 2; ++k) {
+        if (item.grads[k] == nullptr) continue;
+        if (weights.of[k] != 0.0f) {
+          grads[k - first] = load_kept(item.grads[k], item.grad_dtypes[k], place, gradient, begin, span.kept);
+        }
+        gradient += span.kept * (is_half(item.grad_dtypes[k]) ? 2 : 4);
       }
-      gradient += span.kept * (is_half(item.grad_dtypes[k]) ? 2 : 4);
-    }
-
-    float combined[8] = {};
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      if (item.grads[k] == nullptr || weights.of[k] == 0.0f) continue;
-      grads[k].widen_all(item.grad_dtypes[k]);
+      for (int k = first; k < N && k < first + 2; ++k) {
+        if (item.grads[k] == nullptr || weights.of[k] == 0.0f) continue;
+        grads[k - first].widen_all(item.grad_dtypes[k]);
 #pragma unroll
-      for (int j = 0; j < 8; ++j) combined[j] += weights.of[k] * grads[k].value(j);
+        for (int j = 0; j < 8; ++j) combined[j] += weights.of[k] * grads[k - first].value(j);
+      }
     }
     param.widen_all(item.param_dtype);
 #pragma unroll
@@ -638,6 +655,7 @@ template <Rule R, int N, class T>
 GP_DEVICE void update_elements(const Job& job, const Item& item, const RuleOf<R, T>& rule,
                                const Weights<T, N>& weights, int64_t begin, int64_t end, int thread) {
   constexpr int kStates = kStatesOf<R>;
+#pragma unroll 1
   for (int64_t i = begin + thread; i < end; i += kThreads) {
     T combined = T(0);
 #pragma unroll
@@ -670,8 +688,7 @@ GP_DEVICE void update(const Job& job, const Walk& walk, OnChip& on_chip, const c
                       double clip) {
   Rotation rotation;
   for (int s = walk.count(); s-- > 0;) {
-    const Item item = job.items[walk.item(s)];  // copies, because every store below might change the originals
-    const PreparedOf<R> rule = prepared<R>(job)[walk.item(s)];
+    const Item& item = job.items[walk.item(s)];
     const double* const row = weights + static_cast<int64_t>(item.row) * N;
     const bool maximize = job.groups[item.group].maximize;
     const int64_t begin = walk.begin(s);
@@ -681,11 +698,13 @@ GP_DEVICE void update(const Job& job, const Walk& walk, OnChip& on_chip, const c
     const OnChip::Span span = on_chip.pop(s, body, item.gradient_bytes);
     if (item.wide) {
       const Weights<double, N> w(row, clip, maximize);
-      update_elements<R, N, double>(job, item, rule.wide, w, begin, end, thread);
+      const RuleOf<R, double> rule = prepared<R>(job)[walk.item(s)].wide;
+      update_elements<R, N, double>(job, item, rule, w, begin, end, thread);
     } else {
       const Weights<float, N> w(row, clip, maximize);
-      update_elements<R, N, float>(job, item, rule.single, w, begin + body, end, thread);
-      update_vectors<R, N>(item, rule.single, w, begin, begin + body, thread, span, chip);
+      const RuleOf<R, float> rule = prepared<R>(job)[walk.item(s)].single;
+      update_elements<R, N, float>(job, item, rule, w, begin + body, end, thread);
+      update_vectors<R, N>(item, rule, w, begin, begin + body, thread, span, chip);
     }
   }
   count_steps(job, walk);
@@ -695,7 +714,7 @@ GP_DEVICE void update(const Job& job, const Walk& walk, OnChip& on_chip, const c
 // The kernel
 
 template <Rule R, int N>
-__global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ Job job) {
+__global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant__ Job job) {
   GP_DYNAMIC_SHARED(dynamic);
   __shared__ Shared shared;
   char* const chip = reinterpret_cast<char*>(dynamic);
@@ -703,7 +722,7 @@ __global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ 
   OnChip on_chip(job.on_chip_bytes);
 
   if ((job.stages & kMeasure) != 0) {
-    prepare_rules<R>(job, walk);
+    if (job.gram == nullptr) prepare_rules<R>(job, walk);
     if (job.given_weights == nullptr) measure<N>(job, walk, on_chip, chip, shared);
     if ((job.stages & (kRows | kUpdate)) != 0) cooperative_groups::this_grid().sync();
   }

@@ -13,16 +13,18 @@
 #include <map>
 #include <mutex>
 #include <stdexcept>
+#include <string>
+#include <tuple>
 
 #include "cuda/job.h"
 
 namespace gradprom::cuda {
 namespace {
 
-void check(cudaError_t error, const std::string& what) {
+void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // an error that has been reported must not surface again elsewhere
-  throw std::runtime_error("gradprom_ext: " + what + ": " + cudaGetErrorString(error));
+  throw std::runtime_error(std::string("gradprom_ext, ") + what + ": " + cudaGetErrorString(error));
 }
 
 class DeviceGuard {
@@ -30,7 +32,7 @@ class DeviceGuard {
   explicit DeviceGuard(int device) {
     check(cudaGetDevice(&previous_), "cudaGetDevice");
     if (previous_ != device) {
-      check(cudaSetDevice(device), "cudaSetDevice(" + std::to_string(device) + ")");
+      check(cudaSetDevice(device), "cudaSetDevice");
       changed_ = true;
     }
   }
@@ -188,7 +190,7 @@ struct Partition {
     int64_t before = 0;  // cost of the items already passed
     for (size_t i = 0; i < items.size(); ++i) {
       while (static_cast<int>(shares.size()) < blocks) {
-        const int64_t wanted = static_cast<int64_t>(static_cast<double>(total) / blocks * shares.size()) - before;
+        const int64_t wanted = total * static_cast<int64_t>(shares.size()) / blocks - before;
         const int64_t begin = wanted > 0 ? (wanted + kGrain - 1) / kGrain * kGrain : 0;
         if (begin >= items[i].numel) break;
         shares.push_back({begin, static_cast<int32_t>(i), 0});
@@ -225,10 +227,7 @@ struct Partition {
 // ---------------------------------------------------------------------------------------------------------------------
 // Devices and launches
 
-std::string name_of(Rule rule, int num_grads) {
-  return std::string("step kernel (") + (rule == Rule::kSgd ? "sgd" : "adam") + ", " + std::to_string(num_grads) +
-         " gradients)";
-}
+const char* name_of(Rule rule) { return rule == Rule::kSgd ? "SGD step kernel" : "Adam step kernel"; }
 
 Kernel kernel_of(Rule rule, int num_grads) { return rule == Rule::kSgd ? sgd_kernel(num_grads) : adam_kernel(num_grads); }
 
@@ -247,19 +246,18 @@ int attribute(cudaDeviceAttr which, int device, const char* name) {
 
 Limits ask_limits(Rule rule, int num_grads, int device) {
   const Kernel kernel = kernel_of(rule, num_grads);
-  const std::string name = name_of(rule, num_grads);
   cudaFuncAttributes attributes;
-  check(cudaFuncGetAttributes(&attributes, kernel), name + ", cudaFuncGetAttributes");
+  check(cudaFuncGetAttributes(&attributes, kernel), name_of(rule));
   Limits limits;
   limits.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, "shared memory per block") -
                         static_cast<int>(attributes.sharedSizeBytes);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
-        name + ", cudaFuncSetAttribute(shared memory)");
+        name_of(rule));
   int per_multiprocessor = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, kThreads, limits.shared_bytes),
-        name + ", occupancy");
+        name_of(rule));
   limits.blocks = per_multiprocessor * attribute(cudaDevAttrMultiProcessorCount, device, "multiprocessor count");
-  if (limits.blocks == 0) throw std::runtime_error("gradprom_ext: " + name + " does not fit on a multiprocessor");
+  if (limits.blocks == 0) throw std::runtime_error(std::string("gradprom_ext, ") + name_of(rule) + ": does not fit on a multiprocessor");
   limits.cooperative = attribute(cudaDevAttrCooperativeLaunch, device, "cooperative launch") != 0;
   return limits;
 }
@@ -357,7 +355,7 @@ void Scheduler::run(const StepPlan& plan, const Request& request, void* stream_h
   const size_t items_at = image.append(entries.items);
   const size_t shares_at = image.append(partition.shares);
   const size_t row_slots_at = image.append(partition.row_slots);
-  const size_t groups_at = image.append(updates ? zero_padded(plan.groups) : std::vector<Hyper>{});
+  const size_t groups_at = image.append(updates ? plan.groups : std::vector<Hyper>{});
   const size_t geometry_at = image.append(entries.geometry);
   const size_t partials_at = image.bytes().size();
   const size_t weights_at = partials_at + aligned(sizeof(double) * partition.slots * gram_size(n));
@@ -408,7 +406,6 @@ void Scheduler::run(const StepPlan& plan, const Request& request, void* stream_h
   job.gate = plan.gate;
 
   const Kernel kernel = kernel_of(plan.rule, n);
-  const std::string name = name_of(plan.rule, n);
   if (opts.cooperative && limits.cooperative) {
     const int wanted = opts.max_shared_bytes >= 0 ? std::min(opts.max_shared_bytes, limits.shared_bytes)
                                                   : limits.shared_bytes;
@@ -416,7 +413,7 @@ void Scheduler::run(const StepPlan& plan, const Request& request, void* stream_h
     job.on_chip_bytes = updates && request.given_weights == nullptr ? wanted : 0;
     const cudaError_t error = launch(kernel, blocks, kThreads, job.on_chip_bytes, stream, true, job);
     if (error != cudaErrorCooperativeLaunchTooLarge) {
-      check(error, name);
+      check(error, name_of(plan.rule));
       return;
     }
     cudaGetLastError();
@@ -425,7 +422,7 @@ void Scheduler::run(const StepPlan& plan, const Request& request, void* stream_h
   job.on_chip_bytes = 0;
   for (const uint32_t stage : {kMeasure, kRows, kUpdate}) {
     job.stages = request.stages & stage;
-    if (job.stages != 0) check(launch(kernel, blocks, kThreads, 0, stream, false, job), name);
+    if (job.stages != 0) check(launch(kernel, blocks, kThreads, 0, stream, false, job), name_of(plan.rule));
   }
 }
 

@@ -48,6 +48,13 @@ struct Entry {
     }
     return false;
   }
+
+  // Arithmetic is fp64 where the parameter or a gradient is, else fp32.
+  bool needs_fp64() const {
+    bool wide = param.dtype == DType::kF64;
+    for (const Operand& g : grads) wide = wide || (g.data != nullptr && g.dtype == DType::kF64);
+    return wide;
+  }
 };
 
 struct StepPlan {

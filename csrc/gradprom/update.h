@@ -17,15 +17,15 @@ struct Hyper {
   // SGD
   double momentum = 0.0;
   double dampening = 0.0;
-  bool nesterov = false;
   // Adam, AdamW
   double beta1 = 0.9;
   double beta2 = 0.999;
   double eps = 1e-8;
+  bool nesterov = false;   // SGD
   bool decoupled = false;  // AdamW: the decay acts on the parameter, not on the gradient
   bool amsgrad = false;
-  // Both
   bool maximize = false;
+  uint32_t unused = 0;  // no padding: equal hyper-parameters are equal bytes
 };
 
 template <class T>

@@ -107,6 +107,18 @@ def test_load_fetches_once_into_the_data_root(server: object, tmp_path: Path, no
     assert (root / "COVID-CT" / IMAGES).is_dir()
 
 
+def test_line_ends_of_the_lists_do_not_matter(server: object, small_covidct: Path, tmp_path: Path) -> None:
+    for path in small_covidct.rglob("*.txt"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n").removesuffix(b"\r\n"))
+    fetch(tmp_path / "target" / "COVID-CT")
+
+
+def test_another_name_in_a_list(server: object, small_covidct: Path, refused: Callable[..., None]) -> None:
+    path = small_covidct / covidct.list_file("val", "COVID")
+    path.write_bytes(path.read_bytes().replace(b"%1", b"%2"))
+    refused(covidct.list_file("val", "COVID"), "checksum")
+
+
 def test_archives_without_an_inner_folder(server: object, small_covidct: Path, tmp_path: Path) -> None:
     folder = small_covidct / IMAGES / "CT_COVID"
     with zipfile.ZipFile(zip_file(small_covidct), "w") as archive:
