@@ -66,8 +66,8 @@ def aux_sequences(
     """``aux_grads`` as a list of auxiliaries: one sequence of tensors is a single auxiliary."""
     if isinstance(aux_grads, Tensor):
         raise TypeError("aux_grads is a tensor; pass a sequence with one gradient per parameter")
-    items = list(aux_grads)
-    nested = [isinstance(a, Sequence) for a in items]
-    if any(nested) and not all(nested):
+    sequences = [a for a in aux_grads if isinstance(a, Sequence)]
+    tensors = [a for a in aux_grads if not isinstance(a, Sequence)]
+    if sequences and tensors:
         raise TypeError("aux_grads mixes tensors and sequences; pass one sequence of tensors, or one per auxiliary")
-    return items if any(nested) else [items]
+    return sequences or [tensors]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +45,8 @@ class StepConfig:
         backend: str,
     ) -> StepConfig:
         """:raises ValueError: an argument has no meaning; says which and what it may be."""
-        single = isinstance(aux_weight, numbers.Real)
-        weights = (float(aux_weight),) if single else tuple(float(w) for w in aux_weight)
+        single = not isinstance(aux_weight, Iterable)
+        weights = tuple(map(float, aux_weight)) if isinstance(aux_weight, Iterable) else (float(aux_weight),)
         for weight in weights:
             if not math.isfinite(weight):
                 raise ValueError(f"aux_weight must be finite, got {aux_weight}")

@@ -114,7 +114,7 @@ def gradprom(tensors: Tensors, optimizer: str, backend: str) -> Callable[[], obj
     """What a user calls, ``opt.step()``, Python included."""
     kind = gp.GradPromSGD if optimizer == "sgd" else gp.GradPromAdamW
     opt = kind(tensors.params, lr=LR, backend=backend)
-    opt._aux_grads = [tensors.aux]
+    opt.aux_grads = [list(tensors.aux)]
     return opt.step
 
 
@@ -153,7 +153,7 @@ def torchjd(tensors: Tensors, optimizer: str) -> Callable[[], object] | None:
     opt = torch_optimizer(optimizer, tensors.params)
     aggregator = PCGrad()
     for p, m, a in zip(tensors.params, tensors.main, tensors.aux, strict=True):
-        p.jac = torch.stack([m, a])
+        p.jac = torch.stack([m, a])  # type: ignore[attr-defined]
         p.grad = None
 
     def step() -> None:

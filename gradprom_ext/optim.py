@@ -57,7 +57,7 @@ class _GradPromOptimizer(torch.optim.Optimizer):
             warnings.warn(
                 "several processes train together, but DistributedDataParallel reduces only the first backward of a "
                 "forward: each process would gate by its own auxiliary gradients and the replicas drift apart. Reduce "
-                "all gradients yourself between backward() and step()",
+                "all gradients yourself (.grad and aux_grads) between backward() and step()",
                 stacklevel=3,
             )
 
@@ -67,7 +67,9 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         self._skipped_steps: Tensor | None = None
         self._stepper: Stepper | None = None
         self._states: list[dict[str, Any]] = []
-        self._aux_grads: list[list[Tensor | None]] = []  # one list per auxiliary, one entry per parameter
+        #: Gradients of the auxiliary losses, ``[k][i]`` for parameter ``i`` in the order of the groups; the main ones
+        #: are in ``.grad``. Yours to read, and to change between :meth:`backward` and :meth:`step`.
+        self.aux_grads: list[list[Tensor | None]] = []
         self._captured: list[tuple[Tensor | None, int]] = []  # .grad of each parameter as `backward` left it
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ class _GradPromOptimizer(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients of every loss; ``set_to_none=False`` keeps ``.grad`` as zeros, as in ``torch.optim``."""
         super().zero_grad(set_to_none)
-        self._aux_grads = []
+        self.aux_grads = []
         self._captured = []
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ class _GradPromOptimizer(torch.optim.Optimizer):
     @property
     def backend(self) -> str:
         """Name of the backend that steps these parameters, e.g. ``"cpu"``; joined by ``+`` over several devices."""
-        return "+".join(dict.fromkeys(b.name for b in self._plan(max(len(self._aux_grads), 1)).backends))
+        return "+".join(dict.fromkeys(b.name for b in self._plan(max(len(self.aux_grads), 1)).backends))
 
     @property
     def skipped_steps(self) -> Tensor:
@@ -158,14 +160,14 @@ class _GradPromOptimizer(torch.optim.Optimizer):
                     "(was it computed under torch.no_grad(), or from a detached tensor?)"
                 )
         params = self._params()
-        if self._aux_grads:
+        if self.aux_grads:
             self._check_untouched(params)
-            if len(aux_losses) != len(self._aux_grads):
+            if len(aux_losses) != len(self.aux_grads):
                 raise ValueError(
-                    f"{len(aux_losses)} auxiliary losses, but the gradients so far have {len(self._aux_grads)}; "
+                    f"{len(aux_losses)} auxiliary losses, but the gradients so far have {len(self.aux_grads)}; "
                     "every call between two steps must have the same number"
                 )
-        aux_grads = self._aux_grads or [[None] * len(params) for _ in aux_losses]
+        aux_grads = self.aux_grads or [[None] * len(params) for _ in aux_losses]
 
         main_loss.backward(retain_graph=retain_graph or bool(aux_losses))
         main_grads = [p.grad for p in params]
@@ -178,11 +180,11 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         finally:
             for p, g in zip(params, main_grads, strict=True):
                 p.grad = g
-        self._aux_grads = aux_grads
+        self.aux_grads = aux_grads
         self._captured = [(g, g._version if g is not None else 0) for g in main_grads] if aux_losses else []
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Gates and updates, from ``.grad`` (the main gradients) and what :meth:`backward` captured.
 
         Does not wait for the device (unless ``nonfinite="raise"``). Afterwards :attr:`stats` describes the step.
@@ -203,12 +205,12 @@ class _GradPromOptimizer(torch.optim.Optimizer):
             )
         params = self._params()
         main = [p.grad for p in params]
-        if self._aux_grads and len(self._aux_grads[0]) != len(params):
-            self._aux_grads = [gs + [None] * (len(params) - len(gs)) for gs in self._aux_grads]
+        if self.aux_grads and len(self.aux_grads[0]) != len(params):
+            self.aux_grads = [gs + [None] * (len(params) - len(gs)) for gs in self.aux_grads]
         hypers = [self._rule.hyper(group) for group in self.param_groups]
-        stepper = self._plan(len(self._aux_grads))
+        stepper = self._plan(len(self.aux_grads))
         try:
-            self.stats = stepper.step(main, self._aux_grads, hypers)
+            self.stats = stepper.step(main, self.aux_grads, hypers)
         except (TypeError, ValueError, RuntimeError):
             self._explain(main, params)
             raise
@@ -249,7 +251,7 @@ class _GradPromOptimizer(torch.optim.Optimizer):
     def _explain(self, main: Sequence[Tensor | None], params: Sequence[Tensor]) -> None:
         """Raises the clearest error about the gradients; returns where there is nothing to say about them."""
         _checks.check_gradients("main_grads", main, params)
-        for k, grads in enumerate(self._aux_grads):
+        for k, grads in enumerate(self.aux_grads):
             _checks.check_gradients(f"aux_grads[{k}]", grads, params)
 
 

@@ -47,7 +47,7 @@ from tests.gradprom_ext.test_semantics import bits
 params, main, aux = problem(2, seed=0, shapes=[(257, 3), (20_011,), (5,)])
 opt = gp.GradPromAdamW([torch.nn.Parameter(p) for p in params], lr=0.1, gate="always", backend="cpu")
 for p, g in zip(opt.param_groups[0]["params"], main): p.grad = g
-opt._aux_grads = aux
+opt.aux_grads = aux
 opt.step()
 out = torch.cat([p.detach().flatten() for p in opt.param_groups[0]["params"]])
 """

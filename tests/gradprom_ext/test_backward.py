@@ -46,7 +46,7 @@ def test_each_loss_gets_its_own_gradient_and_vr_its_ordinary_one():
     main, aux, vr = pair.expected()
     pair.opt.backward(*pair.losses())
     close([p.grad for p in pair.ip.parameters()], main)
-    close(pair.opt._aux_grads[0], aux)
+    close(pair.opt.aux_grads[0], aux)
     close([p.grad for p in pair.vr.parameters()], vr)
 
 
@@ -66,7 +66,7 @@ def test_micro_batches_accumulate_and_are_gated_once():
     main = [sum(x) for x in zip(*(e[0] for e in g), strict=True)]
     aux = [sum(x) for x in zip(*(e[1] for e in g), strict=True)]
     close([p.grad for p in pair.ip.parameters()], main)
-    close(pair.opt._aux_grads[0], aux)
+    close(pair.opt.aux_grads[0], aux)
     pair.opt.step()
     expected = gp.gradient_stats(main, aux, backend="reference")
     torch.testing.assert_close(pair.opt.stats.cosine, expected.cosine)
@@ -79,7 +79,7 @@ def test_no_copies_are_made():
     for p in pair.ip.parameters():
         p.register_post_accumulate_grad_hook(lambda p: seen.setdefault(p, []).append(p.grad.data_ptr()))
     pair.opt.backward(*pair.losses())
-    for p, a in zip(pair.ip.parameters(), pair.opt._aux_grads[0], strict=True):
+    for p, a in zip(pair.ip.parameters(), pair.opt.aux_grads[0], strict=True):
         assert seen[p] == [p.grad.data_ptr(), a.data_ptr()]
 
 
@@ -132,7 +132,7 @@ def test_an_error_in_an_auxiliary_backward_leaves_the_main_gradient_in_place():
     with pytest.raises(ZeroDivisionError):
         pair.opt.backward(main, broken)
     close([p.grad for p in pair.ip.parameters()], expected)
-    assert pair.opt._aux_grads == []
+    assert pair.opt.aux_grads == []
 
 
 @pytest.mark.parametrize("clear", ["module", "module-zeros"])
@@ -155,7 +155,7 @@ def test_zero_grad_drops_every_loss():
     assert all(p.grad is None for p in pair.ip.parameters())
     main, aux, _ = pair.expected(1)
     pair.opt.backward(*pair.losses(1))
-    close(pair.opt._aux_grads[0], aux)
+    close(pair.opt.aux_grads[0], aux)
     close([p.grad for p in pair.ip.parameters()], main)
 
 

@@ -55,7 +55,7 @@ def test_layouts_do_not_change_the_result(backend, param_layout, grad_layout, ma
         opt = make([p], gate="always", backend=backend)
         for _ in range(3):
             # By hand: autograd would give the gradient the parameter's layout.
-            p.grad, opt._aux_grads = g_layout(values[1]), [[contiguous(values[2])]]
+            p.grad, opt.aux_grads = g_layout(values[1]), [[contiguous(values[2])]]
             opt.step()
         outcomes.append((p, opt.stats.cosine))
     torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-6, atol=1e-7)

@@ -79,7 +79,7 @@ def test_float32_is_as_close_to_float64_as_torch_is(backend, case):
     for p, q, m, x in zip(a, w, main, aux, strict=True):
         p.grad = m
         q.grad = m.double() + 0.5 * x.double()
-    opt._aux_grads = [aux]
+    opt.aux_grads = [aux]
     opt.step()
     wide.step()
     for p, q, old in zip(a, w, before, strict=True):
@@ -98,7 +98,7 @@ def test_sixteen_bit_parameters_round_once(backend, case, dtype):
     for p, q in zip(a, wide.param_groups[0]["params"], strict=True):
         main, aux = torch.randn(p.shape).to(dtype), torch.randn(p.shape).to(dtype)
         p.grad, q.grad = main, main.double() + 0.5 * aux.double()
-        opt._aux_grads = [[*(opt._aux_grads or [[]])[0], aux]]
+        opt.aux_grads = [[*(opt.aux_grads or [[]])[0], aux]]
     opt.step()
     wide.step()
     half_unit = torch.finfo(dtype).eps / 2

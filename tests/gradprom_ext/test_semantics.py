@@ -164,7 +164,7 @@ def test_nonfinite_skips_bit_for_bit(backend, make, where, value):
         losses = [sum((p * g).sum() for p, g in zip(params, grads(), strict=True)) for _ in range(3)]
         opt.backward(*losses)
         if poison:
-            target = {"main": [p.grad for p in params], "aux0": opt._aux_grads[0], "aux1": opt._aux_grads[1]}[where]
+            target = {"main": [p.grad for p in params], "aux0": opt.aux_grads[0], "aux1": opt.aux_grads[1]}[where]
             target[-1].reshape(-1)[-1] = value  # last element of the last tensor
         opt.step()
         opt.zero_grad()
