@@ -78,7 +78,7 @@ class RunConfig:
     """Crops per step."""
     crop: int = 64
     """Side of the random crops IP and VR are trained on, in pixels."""
-    epochs: int = 10
+    epochs: int = 8
     """Passes over the training images."""
     max_steps: int | None = None
     """Stop after so many steps, if the epochs have more."""

@@ -186,12 +186,13 @@ class Engine:
                 done += 1
                 self.step += 1
                 self.table.add(self.step, phase, log, psnr=batch_psnr(log.enhanced, batch.clean), lr=lr)
-                due = stop.requested or done == steps
+                stopping = stop.requested  # read once: it may change at any moment, and no stop without a checkpoint
+                due = stopping or done == steps
                 if due or self.step % config.log_every == 0:
                     show(done, self._read_back())
                 if due or self.step % config.checkpoint_every == 0:
                     self.save()
-                if stop.requested:
+                if stopping:
                     return False
         return True
 

@@ -112,6 +112,25 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, strategy, stop_at):
     assert_same_run(second, whole)
 
 
+class StopOnSecondLook(Stop):
+    """Somebody presses Ctrl-C between two looks at the request."""
+
+    looks = 0
+
+    @property
+    def requested(self) -> bool:  # type: ignore[override]
+        self.looks += 1
+        return self.looks >= 2
+
+
+def test_no_stop_without_a_checkpoint(tmp_path):
+    engine = make(tmp_path / "run", checkpoint_every=1000)
+    assert not train(engine, StopOnSecondLook())
+    again = make(tmp_path / "run")
+    again.resume()
+    assert again.step == engine.step
+
+
 def test_steps_after_the_checkpoint_are_done_again(tmp_path):
     """What a killed run leaves: a step log that is ahead of the checkpoint, its last line cut off."""
     whole = make(tmp_path / "whole")
