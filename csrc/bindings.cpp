@@ -226,7 +226,8 @@ class Plan {
     plan_.groups = hypers;
     for (size_t i = 0; i < members_.size(); ++i) {
       if (!members_[i].space->injective()) {
-        throw py::value_error("params[" + std::to_string(i) + "] is a view in which several elements share one memory "
+        throw py::value_error("params[" + std::to_string(i) +
+                              "] is a view in which several elements share one memory "
                               "address (an expanded tensor?); it cannot be updated in place, clone it first");
       }
       Entry& entry = plan_.entries[i];
@@ -375,8 +376,7 @@ class Plan {
       const py::object gradient = grads[i];
       entry.grads[k] = Operand{};
       if (gradient.is_none()) continue;
-      entry.grads[k] =
-          bind(members_[i], entry, gradient.ptr(), members_[i].grad_strides[k], [&] { return name(i); });
+      entry.grads[k] = bind(members_[i], entry, gradient.ptr(), members_[i].grad_strides[k], [&] { return name(i); });
     }
   }
 
@@ -460,12 +460,13 @@ PYBIND11_MODULE(_C, m) {
 #if defined(GRADPROM_CUDA)
   m.def("cuda_unusable", &cuda::unusable, py::arg("device"),
         "Why the CUDA kernels cannot run on this device; empty where they can.");
-  m.def("cuda_configure",
-        [](bool cooperative, int max_blocks, int max_shared_bytes) {
-          cuda::configure({cooperative, max_blocks, max_shared_bytes});
-        },
-        py::arg("cooperative") = true, py::arg("max_blocks") = 0, py::arg("max_shared_bytes") = -1,
-        "For tests and measurements: one launch per stage, fewer blocks, less shared memory.");
+  m.def(
+      "cuda_configure",
+      [](bool cooperative, int max_blocks, int max_shared_bytes) {
+        cuda::configure({cooperative, max_blocks, max_shared_bytes});
+      },
+      py::arg("cooperative") = true, py::arg("max_blocks") = 0, py::arg("max_shared_bytes") = -1,
+      "For tests and measurements: one launch per stage, fewer blocks, less shared memory.");
 #endif
   m.attr("COMPILER") = GRADPROM_COMPILER;
 #if defined(_OPENMP)
@@ -474,10 +475,12 @@ PYBIND11_MODULE(_C, m) {
   m.attr("OPENMP") = false;
 #endif
   m.def("cpu_isa", [] { return std::string(cpu::isa_name()); });
-  m.def("tensor_path", [](py::handle tensor) { return TensorReader::instance().current_path(tensor.ptr()); },
-        "How a tensor of this class is read: 'exchange' (DLPack C API) or 'attributes'.");
-  m.def("allow_exchange", [](bool allowed) { TensorReader::instance().allow_exchange(allowed); },
-        "For tests: False makes every read go through Python attributes.");
+  m.def(
+      "tensor_path", [](py::handle tensor) { return TensorReader::instance().current_path(tensor.ptr()); },
+      "How a tensor of this class is read: 'exchange' (DLPack C API) or 'attributes'.");
+  m.def(
+      "allow_exchange", [](bool allowed) { TensorReader::instance().allow_exchange(allowed); },
+      "For tests: False makes every read go through Python attributes.");
 
   py::enum_<Rule>(m, "Rule").value("sgd", Rule::kSgd).value("adam", Rule::kAdam);
   py::enum_<Gate>(m, "Gate")

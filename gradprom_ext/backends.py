@@ -55,6 +55,7 @@ class Backend(Protocol):
     """A way to run steps."""
 
     name: str
+    device_type: str | None  #: of the tensors it takes; ``None``: any
 
     def missing(self) -> str | None:
         """Why this backend cannot run on this machine at all; ``None`` where it can."""
@@ -93,6 +94,7 @@ class ReferenceBackend:
     """Plain PyTorch (:mod:`gradprom_ext.reference`): every device, every dtype, any number of auxiliaries."""
 
     name = "reference"
+    device_type: str | None = None
 
     def missing(self) -> str | None:
         return None
@@ -143,9 +145,8 @@ class CompiledPlan:
         return gram
 
     def update(self, hypers: Sequence[Hyper], weights: Tensor, skipped: Tensor) -> None:
-        if not skipped:  # host memory: nothing to wait for
-            self._plan.update(self._hypers(hypers), weights.contiguous())
-            torch.autograd.graph.increment_version(self._params)
+        self._plan.update(self._hypers(hypers), weights.contiguous(), skipped.to(weights.dtype))
+        torch.autograd.graph.increment_version(self._params)
 
     def step(
         self, hypers: Sequence[Hyper], policy: GatePolicy, aux_weight: Sequence[float], max_grad_norm: float | None
@@ -170,25 +171,55 @@ class CompiledPlan:
         return [self._c.Hyper(**vars(h)) for h in hypers]
 
 
+def _too_many(num_aux: int) -> str | None:
+    limit = extension()[0].MAX_AUX
+    return f"takes up to {limit} auxiliaries, not {num_aux}" if num_aux > limit else None
+
+
+class CudaBackend:
+    """The compiled CUDA kernels (csrc/cuda): the whole step in one launch, nothing waits for the device."""
+
+    name = "cuda"
+    device_type: str | None = "cuda"
+
+    def missing(self) -> str | None:
+        module, problem = extension()
+        if module is None:
+            return problem
+        if not module.CUDA_ARCHITECTURES:
+            return "not built: no nvcc was found when the package was installed"
+        if torch.version.cuda is None:
+            return "this PyTorch is built without CUDA"
+        return None if torch.cuda.is_available() else "PyTorch finds no NVIDIA GPU or no driver for it"
+
+    def rejects(self, device: torch.device, num_aux: int) -> str | None:
+        if device.type != self.device_type:
+            return f"takes tensors in the memory of an NVIDIA GPU, not on {device}"
+        problem = extension()[0].cuda_unusable(device.index or 0)
+        return f"cannot run on {device}: {problem}" if problem else _too_many(num_aux)
+
+    plan = staticmethod(CompiledPlan)
+
+
 class CpuBackend:
     """The compiled CPU kernels (csrc/cpu): OpenMP, AVX2 or AVX-512 where the processor has it."""
 
     name = "cpu"
+    device_type: str | None = "cpu"
 
     def missing(self) -> str | None:
         return extension()[1]
 
     def rejects(self, device: torch.device, num_aux: int) -> str | None:
-        if device.type != "cpu":
+        if device.type != self.device_type:
             return f"takes tensors in host memory, not on {device}"
-        limit = extension()[0].MAX_AUX
-        return f"takes up to {limit} auxiliaries, not {num_aux}" if num_aux > limit else None
+        return _too_many(num_aux)
 
     plan = staticmethod(CompiledPlan)
 
 
 #: In order of preference.
-BACKENDS: tuple[Backend, ...] = (CpuBackend(), ReferenceBackend())
+BACKENDS: tuple[Backend, ...] = (CudaBackend(), CpuBackend(), ReferenceBackend())
 
 
 def available_backends() -> list[str]:
@@ -228,7 +259,7 @@ def choose(name: str, device: torch.device, num_aux: int) -> Backend:
         reason = reasons[backend.name]
         if reason is None:
             if name == "auto" and backend.name == "reference":
-                why = "; ".join(f"{n}: {r}" for n, r in reasons.items() if r)
+                why = "; ".join(f"{b.name}: {reasons[b.name]}" for b in BACKENDS if b.device_type == device.type)
                 warnings.warn(f"gradprom_ext runs its slow reference on {device} ({why})", stacklevel=2)
             return backend
         if name == backend.name:

@@ -33,15 +33,15 @@ struct Item {
   void* param;
   const void* grads[kMaxGrads];  // null: absent, a zero
   void* states[kMaxStates];
-  float* step;        // null for stateless rules
-  int64_t geometry;   // index into Job::geometry, or -1 where every tensor is flat
-  int32_t row;        // of the Gram matrix it belongs to
+  float* step;       // null for stateless rules
+  int64_t geometry;  // index into Job::geometry, or -1 where every tensor is flat
+  int32_t row;       // of the Gram matrix it belongs to
   int32_t group;
   DType param_dtype;
   DType grad_dtypes[kMaxGrads];
   DType state_dtypes[kMaxStates];
   Access access;
-  bool wide;               // arithmetic in fp64
+  bool wide;  // arithmetic in fp64
   uint8_t num_states;
   uint8_t gradient_bytes;  // of one element in all its gradients
 };
@@ -69,7 +69,7 @@ union Prepared {
 using PreparedSgd = Prepared<Sgd<float>, Sgd<double>>;
 using PreparedAdam = Prepared<Adam<float>, Adam<double>>;
 inline constexpr size_t kPreparedBytes = sizeof(PreparedAdam) > sizeof(PreparedSgd) ? sizeof(PreparedAdam)
-                                                                                     : sizeof(PreparedSgd);
+                                                                                    : sizeof(PreparedSgd);
 
 // Parts of a step. A cooperative launch runs several with a grid barrier in between; otherwise each is a launch.
 enum Stage : uint32_t {
@@ -86,10 +86,10 @@ struct Job {
   const Hyper* groups;
   const int64_t* geometry;
   // Written in one stage, read in a later one.
-  double* partials;   // [slots][gram_size(N)]
-  double* weights;    // [rows][N]
-  double* outcomes;   // [rows][2]: squared norm of the row's combined gradient, 1 where it has a NaN or an infinity
-  void* prepared;     // one per item
+  double* partials;  // [slots][gram_size(N)]
+  double* weights;   // [rows][N]
+  double* outcomes;  // [rows][2]: squared norm of the row's combined gradient, 1 where it has a NaN or an infinity
+  void* prepared;    // one per item
   // Results, and decisions that somebody else has taken.
   double* stats;
   double* gram;                 // [rows][gram_size(N)], or null: decide

@@ -3,7 +3,8 @@
 //   measure   every block reads the gradients of its share and adds up their products
 //   barrier   (the whole grid)
 //   decide    every block adds the blocks' partial matrices in the same order and applies the policy to them, so that
-//             all come to the same decision without another barrier
+//             all come to the same decision without another barrier (with one matrix per tensor the rows are dealt
+//             out over the blocks, and there is a second barrier)
 //   update    every block steps its share, walking it backwards
 //
 // Memory traffic, fp32 with one auxiliary, in bytes per parameter:
@@ -13,12 +14,12 @@
 // holds 3.7 million parameters. What it reads last, and needs first on the way back, is what the L2 cache still has; so
 // shared memory and L2 add up instead of holding the same bytes. Between the two regimes the traffic grows linearly.
 //
-// Products and sums are in fp64, where those of fp32 and 16-bit gradients are exact: scale does not matter (fp32 squares
-// would vanish below 1e-19 and overflow above 1e+19), the sign of a cosine near 0 is right, no rescue path is needed,
-// and the numbers are those of the CPU kernels. The price for one auxiliary is 2 conversions and 3 multiply-adds per
-// parameter. By the vendor's table (32 to 64 fp64 operations and 16 conversions per clock and multiprocessor) that is
-// a third of the time that an A100 or H100 needs to read the 8 bytes. Where fp64 runs at 1/64 of fp32 it is about as
-// long as the read on consumer cards, so the measure stage is limited by both; only there would fp32 pay.
+// Products are formed in fp64, where those of fp32 and 16-bit gradients are exact, and summed there: scale does not
+// matter (fp32 squares would vanish below 1e-19 and overflow above 1e+19), the sign of a cosine near 0 is right, no
+// rescue path is needed, and the numbers are those of the CPU kernels. The price for one auxiliary is 2 conversions and
+// 3 multiply-adds per parameter. By the vendor's table (32 to 64 fp64 operations and 16 conversions per clock and
+// multiprocessor) that is a third of the time that an A100 or H100 needs to read the 8 bytes. Where fp64 runs at 1/64
+// of fp32 it is about as long as the read on consumer cards; only there would fp32 pay.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -408,9 +409,9 @@ GP_DEVICE void measure_elements(const Job& job, const Item& item, int64_t begin,
     double x[N];
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      x[k] = item.grads[k] == nullptr ? 0.0
-                                      : load_element<double>(item.grads[k], item.grad_dtypes[k],
-                                                             offset_of(job, item, kGradOperand + k, i));
+      x[k] = item.grads[k] == nullptr
+                 ? 0.0
+                 : load_element<double>(item.grads[k], item.grad_dtypes[k], offset_of(job, item, kGradOperand + k, i));
     }
     accumulate<N>(x, sums);
   }
@@ -652,8 +653,8 @@ GP_DEVICE void update_vectors(const Item& item, const RuleOf<R, float>& rule, co
 }
 
 template <Rule R, int N, class T>
-GP_DEVICE void update_elements(const Job& job, const Item& item, const RuleOf<R, T>& rule,
-                               const Weights<T, N>& weights, int64_t begin, int64_t end, int thread) {
+GP_DEVICE void update_elements(const Job& job, const Item& item, const RuleOf<R, T>& rule, const Weights<T, N>& weights,
+                               int64_t begin, int64_t end, int thread) {
   constexpr int kStates = kStatesOf<R>;
 #pragma unroll 1
   for (int64_t i = begin + thread; i < end; i += kThreads) {
@@ -667,7 +668,7 @@ GP_DEVICE void update_elements(const Job& job, const Item& item, const RuleOf<R,
     const int64_t at = offset_of(job, item, kParamOperand, i);
     T x = load_element<T>(item.param, item.param_dtype, at);
     T y[kStates] = {};
-    int64_t state_at[kStates];
+    int64_t state_at[kStates] = {};
 #pragma unroll
     for (int s = 0; s < kStates; ++s) {
       if (s >= item.num_states) continue;

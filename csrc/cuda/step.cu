@@ -3,9 +3,8 @@
 // What a kernel needs to know about the tensors is laid out as one image of bytes in device memory. It travels in the
 // arguments of a small kernel, 32 KB at a time, and only when it differs from what is there already: gradients mostly
 // come back at the same addresses, so a step in full swing is one launch. Arguments are copied when a kernel is
-// enqueued, so there is no pinned memory, no event and no lifetime to look after, and a CUDA graph carries its own copy.
-#include "cuda/step.h"
-
+// enqueued, so there is no pinned memory, no event and no lifetime to look after, and a CUDA graph carries its own
+// copy.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -17,6 +16,7 @@
 #include <tuple>
 
 #include "cuda/job.h"
+#include "cuda/step.h"
 
 namespace gradprom::cuda {
 namespace {
@@ -229,7 +229,9 @@ struct Partition {
 
 const char* name_of(Rule rule) { return rule == Rule::kSgd ? "SGD step kernel" : "Adam step kernel"; }
 
-Kernel kernel_of(Rule rule, int num_grads) { return rule == Rule::kSgd ? sgd_kernel(num_grads) : adam_kernel(num_grads); }
+Kernel kernel_of(Rule rule, int num_grads) {
+  return rule == Rule::kSgd ? sgd_kernel(num_grads) : adam_kernel(num_grads);
+}
 
 // What a kernel can have on a device: asked once, because it takes longer than a launch.
 struct Limits {
@@ -251,13 +253,13 @@ Limits ask_limits(Rule rule, int num_grads, int device) {
   Limits limits;
   limits.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, "shared memory per block") -
                         static_cast<int>(attributes.sharedSizeBytes);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
-        name_of(rule));
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes), name_of(rule));
   int per_multiprocessor = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, kThreads, limits.shared_bytes),
         name_of(rule));
   limits.blocks = per_multiprocessor * attribute(cudaDevAttrMultiProcessorCount, device, "multiprocessor count");
-  if (limits.blocks == 0) throw std::runtime_error(std::string("gradprom_ext, ") + name_of(rule) + ": does not fit on a multiprocessor");
+  if (limits.blocks == 0)
+    throw std::runtime_error(std::string("gradprom_ext, ") + name_of(rule) + ": does not fit on a multiprocessor");
   limits.cooperative = attribute(cudaDevAttrCooperativeLaunch, device, "cooperative launch") != 0;
   return limits;
 }
@@ -407,8 +409,8 @@ void Scheduler::run(const StepPlan& plan, const Request& request, void* stream_h
 
   const Kernel kernel = kernel_of(plan.rule, n);
   if (opts.cooperative && limits.cooperative) {
-    const int wanted = opts.max_shared_bytes >= 0 ? std::min(opts.max_shared_bytes, limits.shared_bytes)
-                                                  : limits.shared_bytes;
+    const int wanted =
+        opts.max_shared_bytes >= 0 ? std::min(opts.max_shared_bytes, limits.shared_bytes) : limits.shared_bytes;
     job.stages = request.stages;
     job.on_chip_bytes = updates && request.given_weights == nullptr ? wanted : 0;
     const cudaError_t error = launch(kernel, blocks, kThreads, job.on_chip_bytes, stream, true, job);

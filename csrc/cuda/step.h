@@ -17,9 +17,9 @@ using Allocate = std::function<Memory(size_t bytes)>;
 
 // For tests and measurements; every value gives correct results.
 struct Options {
-  bool cooperative = true;   // false: one launch per stage instead of one for all
-  int max_blocks = 0;        // 0: what the device holds at once
-  int max_shared_bytes = -1; // of gradients kept on chip by each block; -1: what there is
+  bool cooperative = true;    // false: one launch per stage instead of one for all
+  int max_blocks = 0;         // 0: what the device holds at once
+  int max_shared_bytes = -1;  // of gradients kept on chip by each block; -1: what there is
 };
 void configure(const Options& options);
 

@@ -1,6 +1,4 @@
 // The scheduler behind cuda_runtime.h, and the CUDA sources themselves, compiled as host C++.
-#include "cuda_runtime.h"
-
 #include <ucontext.h>
 
 #include <condition_variable>
@@ -12,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "cuda_runtime.h"
+
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
 #endif
@@ -19,8 +19,30 @@
 namespace cuda_host {
 namespace {
 
-constexpr size_t kStackBytes = 256 * 1024;
+constexpr size_t kStackBytes = 128 * 1024;
 constexpr unsigned kWarp = 32;
+
+// Functions that leave on one stack and return on another must be neither merged nor watched.
+#define GP_RAW_JUMP __attribute__((noinline, no_sanitize("thread")))
+
+// Switching with swapcontext asks the kernel for the signal mask every time; the compiler's own jumps do not.
+struct Context {
+  ucontext_t start;
+  void* jump[5];
+  bool started = false;
+};
+
+[[noreturn]] GP_RAW_JUMP void jump_to(Context& to) {
+  if (to.started) __builtin_longjmp(to.jump, 1);
+  to.started = true;
+  setcontext(&to.start);
+  std::abort();
+}
+
+GP_RAW_JUMP void switch_to(Context& from, Context& to) {
+  from.started = true;
+  if (__builtin_setjmp(from.jump) == 0) jump_to(to);
+}
 
 // A barrier for operating system threads.
 class Barrier {
@@ -44,17 +66,51 @@ class Barrier {
   unsigned members_, arrived_ = 0, generation_ = 0;
 };
 
+// Stacks are used again: touching new memory takes longer than most kernels here.
+class Stack {
+ public:
+  Stack() {
+    const std::lock_guard<std::mutex> lock(mutex());
+    if (!spare().empty()) {
+      memory_ = std::move(spare().back());
+      spare().pop_back();
+    } else {
+      memory_.reset(new char[kStackBytes]);
+    }
+  }
+  ~Stack() {
+    if (memory_ == nullptr) return;
+    const std::lock_guard<std::mutex> lock(mutex());
+    spare().push_back(std::move(memory_));
+  }
+  Stack(Stack&&) = default;
+  char* get() const { return memory_.get(); }
+
+ private:
+  static std::mutex& mutex() {
+    static std::mutex instance;
+    return instance;
+  }
+  static std::vector<std::unique_ptr<char[]>>& spare() {
+    static std::vector<std::unique_ptr<char[]>> instance;
+    return instance;
+  }
+  std::unique_ptr<char[]> memory_;
+};
+
 // Where a fiber stands. All that wait at the same kind of point go on together; if the members of a group wait at
 // different kinds of points, or some have returned, a real GPU would hang or worse, and so does the program end here.
 enum class State { kRunning, kWarp, kBlock, kGrid, kDone };
 
 struct Fiber {
-  ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  Context context;
+  Stack stack;
   State state = State::kRunning;
-  double shuffled = 0.0;
+  double shuffled[2] = {};  // in turn, so that nobody overwrites a value that others have yet to read
+  int shuffles = 0;
+  void* tsan = nullptr;
 #if defined(__SANITIZE_THREAD__)
-  void* tsan = __tsan_create_fiber(0);
+  Fiber() : tsan(__tsan_create_fiber(0)) {}
   ~Fiber() { __tsan_destroy_fiber(tsan); }
 #endif
 };
@@ -63,12 +119,10 @@ struct Block {
   Index index;
   std::vector<Fiber> fibers;
   std::vector<uint4> shared;
-  ucontext_t scheduler;
+  Context scheduler;
   const std::function<void()>* kernel = nullptr;
   Barrier* grid = nullptr;  // null: not cooperative
-#if defined(__SANITIZE_THREAD__)
   void* tsan = nullptr;
-#endif
 };
 
 thread_local Block* block = nullptr;
@@ -78,45 +132,37 @@ thread_local Block* block = nullptr;
   std::abort();
 }
 
-// ThreadSanitizer sees each fiber as a thread and learns what orders them from these two, so that it finds a missing
-// barrier within a block as well as between blocks.
-void release([[maybe_unused]] void* what) {
+// Hands the turn over; ThreadSanitizer must know, to follow the stacks. The threads of a block are one thread to it, so
+// it finds what blocks do to each other without a barrier.
+GP_RAW_JUMP void switch_from(Context& from, [[maybe_unused]] void* from_tsan, Context& to,
+                             [[maybe_unused]] void* to_tsan) {
 #if defined(__SANITIZE_THREAD__)
-  __tsan_release(what);
+  __tsan_switch_to_fiber(to_tsan, 0);
 #endif
-}
-void acquire([[maybe_unused]] void* what) {
-#if defined(__SANITIZE_THREAD__)
-  __tsan_acquire(what);
-#endif
+  switch_to(from, to);
 }
 
-void wait_at(State state, void* group) {
+void wait_at(State state) {
   Fiber& fiber = block->fibers[block->index.thread];
   fiber.state = state;
-  release(group);
-#if defined(__SANITIZE_THREAD__)
-  __tsan_switch_to_fiber(block->tsan, __tsan_switch_to_fiber_no_sync);
-#endif
-  swapcontext(&fiber.context, &block->scheduler);
-  acquire(group);
+  switch_from(fiber.context, fiber.tsan, block->scheduler, block->tsan);
 }
 
 void fiber_main() {
   (*block->kernel)();
-  wait_at(State::kDone, block);
+  wait_at(State::kDone);
 }
 
-// Gives every fiber that can run its turn, until it waits.
+// Gives every fiber that can run its turn, until it waits. Every other block takes its threads in reverse: who reads
+// before a barrier what another thread writes is too early in one of the two orders.
 void run_ready() {
-  for (unsigned t = 0; t < block->fibers.size(); ++t) {
+  const unsigned threads = static_cast<unsigned>(block->fibers.size());
+  for (unsigned i = 0; i < threads; ++i) {
+    const unsigned t = block->index.block % 2 == 0 ? i : threads - 1 - i;
     Fiber& fiber = block->fibers[t];
     if (fiber.state != State::kRunning) continue;
     block->index.thread = t;
-#if defined(__SANITIZE_THREAD__)
-    __tsan_switch_to_fiber(fiber.tsan, __tsan_switch_to_fiber_no_sync);
-#endif
-    swapcontext(&block->scheduler, &fiber.context);
+    switch_from(block->scheduler, block->tsan, fiber.context, fiber.tsan);
   }
 }
 
@@ -157,31 +203,28 @@ void run_block() {
 
 Index& here() { return block->index; }
 void* dynamic_shared() { return block->shared.data(); }
-void block_barrier() { wait_at(State::kBlock, block); }
+void block_barrier() { wait_at(State::kBlock); }
 
 void grid_barrier() {
   if (block->grid == nullptr) fail("a grid barrier outside a cooperative launch");
-  release(block->grid);
-  wait_at(State::kGrid, block);
-  acquire(block->grid);
+  wait_at(State::kGrid);
 }
 
 double shuffle_down(double value, unsigned distance) {
   const unsigned thread = block->index.thread;
   const unsigned first = thread / kWarp * kWarp;
-  block->fibers[thread].shuffled = value;
-  wait_at(State::kWarp, &block->fibers[first]);
+  const int turn = block->fibers[thread].shuffles++ % 2;
+  block->fibers[thread].shuffled[turn] = value;
+  wait_at(State::kWarp);
   const unsigned source = thread + distance;
-  const double result = source < first + kWarp ? block->fibers[source].shuffled : value;
-  wait_at(State::kWarp, &block->fibers[first]);  // nobody writes the next value before all have read this one
-  return result;
+  return source < first + kWarp ? block->fibers[source].shuffled[turn] : value;
 }
 
 void run(dim3 grid, dim3 block_size, size_t shared_bytes, bool cooperative, const std::function<void()>& kernel) {
   Barrier barrier(grid.x);
   const auto run_one = [&](unsigned b) {
     Block mine;
-    mine.index = {grid, block_size, b, 0};
+    mine.index = {grid.x, block_size.x, b, 0};
     mine.fibers = std::vector<Fiber>(block_size.x);
     // Not zeros: whoever reads what was never written gets NaN.
     mine.shared.assign((shared_bytes + sizeof(uint4) - 1) / sizeof(uint4), {~0u, ~0u, ~0u, ~0u});
@@ -192,14 +235,14 @@ void run(dim3 grid, dim3 block_size, size_t shared_bytes, bool cooperative, cons
 #endif
     block = &mine;
     for (Fiber& fiber : mine.fibers) {
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.get();
-      fiber.context.uc_stack.ss_size = kStackBytes;
-      fiber.context.uc_link = nullptr;
-      makecontext(&fiber.context, fiber_main, 0);
+      ucontext_t& start = fiber.context.start;
+      getcontext(&start);
+      start.uc_stack.ss_sp = fiber.stack.get();
+      start.uc_stack.ss_size = kStackBytes;
+      start.uc_link = nullptr;
+      makecontext(&start, fiber_main, 0);
     }
     run_block();
-    acquire(block);
     block = nullptr;
   };
   if (!cooperative) {

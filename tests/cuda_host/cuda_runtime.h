@@ -34,8 +34,7 @@ inline constexpr int kMultiprocessors = 4;
 inline constexpr int kSharedBytes = 24 * 1024;
 
 struct Index {
-  dim3 grid, block_size;
-  unsigned block, thread;
+  unsigned grid, block_size, block, thread;
 };
 Index& here();  // of the fiber whose turn it is
 void* dynamic_shared();
@@ -49,10 +48,17 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, bool cooperative, const std
 
 }  // namespace cuda_host
 
-#define gridDim (cuda_host::here().grid)
-#define blockDim (cuda_host::here().block_size)
-#define blockIdx (dim3(cuda_host::here().block))
-#define threadIdx (dim3(cuda_host::here().thread))
+struct Coordinate {
+  unsigned (*of_this_thread)();
+  operator unsigned() const { return of_this_thread(); }
+};
+struct Coordinates {
+  Coordinate x;
+};
+inline constexpr Coordinates gridDim{{[] { return cuda_host::here().grid; }}};
+inline constexpr Coordinates blockDim{{[] { return cuda_host::here().block_size; }}};
+inline constexpr Coordinates blockIdx{{[] { return cuda_host::here().block; }}};
+inline constexpr Coordinates threadIdx{{[] { return cuda_host::here().thread; }}};
 inline void __syncthreads() { cuda_host::block_barrier(); }
 inline double __shfl_down_sync(unsigned, double value, unsigned distance) {
   return cuda_host::shuffle_down(value, distance);
@@ -97,7 +103,7 @@ inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* 
   return *status = cudaStreamCaptureStatusNone, cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  *value = which == cudaDevAttrMultiProcessorCount           ? cuda_host::kMultiprocessors
+  *value = which == cudaDevAttrMultiProcessorCount            ? cuda_host::kMultiprocessors
            : which == cudaDevAttrMaxSharedMemoryPerBlockOptin ? cuda_host::kSharedBytes
                                                               : 1;
   return cudaSuccess;
