@@ -73,7 +73,7 @@ class TensorReader {
     if (api->dltensor_from_py_object_no_sync(object, &t) != 0) throw py::error_already_set();
     const auto dtype = dtype_of(t.dtype);
     if (!dtype) throw py::type_error(unsupported(object, name()));
-    out.view = {static_cast<char*>(t.data) + t.byte_offset, *dtype, t.ndim, t.shape, t.strides};
+    out.view = {address(static_cast<char*>(t.data) + t.byte_offset), *dtype, t.ndim, t.shape, t.strides};
     out.device = t.device;
   }
 
@@ -119,11 +119,17 @@ class TensorReader {
     if (!dtype) throw py::type_error(unsupported(object, name()));
     out.owned[0] = tensor.attr("shape").cast<std::vector<int64_t>>();
     out.owned[1] = tensor.attr("stride")().cast<std::vector<int64_t>>();
-    out.view = {reinterpret_cast<void*>(tensor.attr("data_ptr")().cast<uintptr_t>()), *dtype,
+    out.view = {address(reinterpret_cast<void*>(tensor.attr("data_ptr")().cast<uintptr_t>())), *dtype,
                 static_cast<int>(out.owned[0].size()), out.owned[0].data(), out.owned[1].data()};
     const py::object device = tensor.attr("device");
     const bool cpu = py::str(device.attr("type")).equal(py::str("cpu"));
     out.device = {cpu ? kDLCPU : kDLCUDA, cpu ? 0 : device.attr("index").cast<int>()};
+  }
+
+  // An empty tensor has no memory, but it is there: a null pointer would say that it is missing.
+  static void* address(void* data) {
+    static char nothing;
+    return data != nullptr ? data : &nothing;
   }
 
   static std::string unsupported(PyObject* object, const std::string& name) {
@@ -202,7 +208,7 @@ class Plan {
       const Entry& entry = plan_.entries[i];
       if (!entry.active(plan_.num_grads)) continue;
       const int wanted = plan_.num_states(hypers.at(entry.group));
-      bool complete = wanted == 0 || PyDict_GetItemString(members_[i].state.ptr(), "step") != nullptr;
+      bool complete = wanted == 0 || PyDict_GetItem(members_[i].state.ptr(), step_name_.ptr()) != nullptr;
       for (int s = 0; s < wanted && complete; ++s) {
         complete = PyDict_GetItem(members_[i].state.ptr(), state_names_[s].ptr()) != nullptr;
       }
@@ -235,7 +241,7 @@ class Plan {
       if (wanted == 0 || !entry.active(plan_.num_grads)) continue;
       Member& m = members_[i];
       for (int s = 0; s < wanted; ++s) bind_state(i, s);
-      PyObject* const step = PyDict_GetItemString(m.state.ptr(), "step");
+      PyObject* const step = PyDict_GetItem(m.state.ptr(), step_name_.ptr());
       if (step != m.step.ptr()) {
         Tensor t;
         const auto name = [i] { return "state of params[" + std::to_string(i) + "]['step']"; };
@@ -394,6 +400,7 @@ class Plan {
   StepPlan plan_;
   std::deque<Member> members_;
   std::vector<py::str> state_names_;
+  py::str step_name_{"step"};
   std::optional<DLDevice> device_;
 };
 

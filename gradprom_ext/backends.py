@@ -120,6 +120,8 @@ class CompiledPlan:
         self._c, _ = extension()
         self._params, self._num_aux = params, num_aux
         self._rows = len(params) if per_tensor else None
+        self._seen: Sequence[Hyper] = ()
+        self._converted: list[Any] = []
         self._plan = self._c.Plan(
             rule=getattr(self._c.Rule, rule.name),
             params=params,
@@ -168,7 +170,9 @@ class CompiledPlan:
         return torch.empty(shape, dtype=torch.float64, device=self._params[0].device)
 
     def _hypers(self, hypers: Sequence[Hyper]) -> list[Any]:
-        return [self._c.Hyper(**vars(h)) for h in hypers]
+        if hypers != self._seen:  # they change when a scheduler moves, at most once per step
+            self._seen, self._converted = hypers, [self._c.Hyper(**vars(h)) for h in hypers]
+        return self._converted
 
 
 def _too_many(num_aux: int) -> str | None:

@@ -64,7 +64,8 @@ class _GradPromOptimizer(torch.optim.Optimizer):
     def _forget(self) -> None:
         #: Of the last step, or ``None`` before the first.
         self.stats: GateStats | None = None
-        self._skipped_steps: Tensor | None = None
+        self._uncounted: list[GateStats] = []  # steps that nobody has looked at yet
+        self._skipped_steps = torch.zeros((), dtype=torch.float64)
         self._stepper: Stepper | None = None
         self._states: list[dict[str, Any]] = []
         #: Gradients of the auxiliary losses, ``[k][i]`` for parameter ``i`` in the order of the groups; the main ones
@@ -131,7 +132,8 @@ class _GradPromOptimizer(torch.optim.Optimizer):
     @property
     def skipped_steps(self) -> Tensor:
         """Number of steps that changed nothing because a gradient was not finite: float64 ``[]`` on the device."""
-        return torch.zeros((), dtype=torch.float64) if self._skipped_steps is None else self._skipped_steps
+        self._count_skipped()
+        return self._skipped_steps
 
     def backward(self, main_loss: Tensor, *aux_losses: Tensor, retain_graph: bool = False) -> None:
         """Back-propagates each loss and keeps its gradient apart.
@@ -214,9 +216,15 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         except (TypeError, ValueError, RuntimeError):
             self._explain(main, params)
             raise
-        if self._skipped_steps is None:
-            self._skipped_steps = torch.zeros((), dtype=torch.float64, device=self.stats.packed.device)
-        self._skipped_steps += self.stats.packed[0]
+        self._uncounted.append(self.stats)
+        if len(self._uncounted) == 256:  # not at every step: adding one number costs as much as binding twenty tensors
+            self._count_skipped()
+
+    def _count_skipped(self) -> None:
+        if self._uncounted:
+            flags = torch.stack([stats.packed[0] for stats in self._uncounted])
+            self._skipped_steps = self._skipped_steps.to(flags.device) + flags.sum()
+            self._uncounted.clear()
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

@@ -14,11 +14,6 @@ namespace {
 // Products and sums in fp64, exact products for 32- and 16-bit gradients: no overflow, no underflow, no rescue path.
 // A processor core widens and multiplies faster than memory delivers, so this costs nothing (benchmarks/README.md).
 // Lanes are explicit because a compiler may not reorder a floating-point sum on its own; they also fix the order.
-#ifndef GP_AHEAD
-#define GP_AHEAD 512
-#endif
-constexpr int64_t kAhead = GP_AHEAD;
-
 template <class T, int M>
 GP_INLINE void gram_body(const T* const* g, int64_t n, double* out) {
   constexpr int kLanes = M <= 2 ? 16 : 8;
@@ -37,10 +32,7 @@ GP_INLINE void gram_body(const T* const* g, int64_t n, double* out) {
   };
 
   const int64_t body = n - n % kLanes;
-  for (int64_t i = 0; i < body; i += kLanes) {
-    for (int a = 0; a < M; ++a) __builtin_prefetch(g[a] + i + kAhead);
-    accumulate(g, i);
-  }
+  for (int64_t i = 0; i < body; i += kLanes) accumulate(g, i);
   if (body < n) {
     T padded[M][kLanes] = {};
     const T* tail[M];

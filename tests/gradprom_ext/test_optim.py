@@ -271,6 +271,15 @@ def test_named_parameters_and_hooks(backend):
     assert opt.state_dict()["param_groups"][0]["param_names"] == ["weight", "bias"]
 
 
+def test_empty_parameters_have_state_as_in_torch(backend):
+    params = [torch.nn.Parameter(torch.zeros(0, 3)), torch.nn.Parameter(torch.ones(2))]
+    opt = gp.GradPromAdam(params, lr=0.1, backend=backend)
+    opt.backward(sum(p.sum() for p in params), params[1].sum())
+    opt.step()
+    assert [float(opt.state[p]["step"]) for p in params] == [1.0, 1.0]
+    assert opt.state[params[0]]["exp_avg"].shape == (0, 3)
+
+
 def test_frozen_parameters_are_left_alone(backend):
     net = torch.nn.Linear(2, 2)
     net.bias.requires_grad_(False)
