@@ -8,6 +8,8 @@ How it measures, so that the numbers mean something on a noisy machine:
 * The floor is the time the memory needs for the bytes a step must move (24 per parameter for SGD, 40 for AdamW in
   float32: two gradients read, read again with the parameter and the moments, parameter and moments written), at the
   bandwidth of ``a += b`` on flat buffers of the same size (12 bytes per element), measured as one more contestant.
+  A step reads more than it writes, and on many processors reads alone are slower than a mixture; so the bandwidth of
+  a dot product (8 bytes read per element) is measured and printed beside it.
 * The gate is open: the case with the most traffic.
 """
 
@@ -175,6 +177,12 @@ def memory(count: int, device: torch.device) -> Callable[[], object]:
     return lambda: a.add_(b)
 
 
+def reads(count: int, device: torch.device) -> Callable[[], object]:
+    """A dot product of two flat buffers as large as the model: 8 bytes per element, nothing written."""
+    a, b = torch.randn(count, device=device), torch.randn(count, device=device)
+    return lambda: torch.dot(a, b)
+
+
 def contestants(
     shapes: Sequence[tuple[int, ...]], optimizer: str, device: torch.device, backends: Sequence[str]
 ) -> dict[str, Callable[[], object]]:
@@ -186,6 +194,7 @@ def contestants(
     steps["TorchJD PCGrad"] = torchjd(fresh(), optimizer)
     steps["plain optimizer"] = plain(fresh(), optimizer)
     steps["memory"] = memory(count, device)
+    steps["reads"] = reads(count, device)
     return {name: step for name, step in steps.items() if step is not None}
 
 
@@ -313,13 +322,15 @@ def table(results: Sequence[Result]) -> str:
     for r in results:
         if r.contestant == results[0].contestant:
             bandwidth = BYTES_PER_PARAMETER[r.optimizer] * r.parameters / r.floor_ms / 1e6
+            read = next(8 * o.parameters / o.median_ms / 1e6 for o in results if o.contestant == "reads")
             lines += [
                 "",
                 f"{r.network}, {r.parameters / 1e6:.2f} M parameters in {r.tensors} tensors, {r.optimizer}: floor "
-                f"{BYTES_PER_PARAMETER[r.optimizer]} B/parameter at {bandwidth:.1f} GB/s = {r.floor_ms:.2f} ms",
+                f"{BYTES_PER_PARAMETER[r.optimizer]} B/parameter at {bandwidth:.1f} GB/s = {r.floor_ms:.2f} ms; "
+                f"reads alone {read:.1f} GB/s",
                 f"  {'':<20}{'median ms':>10}{'middle half':>17}{'x floor':>9}{'x fused':>9}",
             ]
-        if r.contestant == "memory":
+        if r.contestant in ("memory", "reads"):
             continue
         spread = f"{r.low_ms:.2f} .. {r.high_ms:.2f}"
         lines.append(f"  {r.contestant:<20}{r.median_ms:>10.2f}{spread:>17}{r.over_floor:>9.2f}{r.speed_up:>9.2f}")
