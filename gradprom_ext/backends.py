@@ -156,7 +156,7 @@ class CompiledPlan:
         rows = self._rows if self._rows is not None else 1
         stats = self._empty((packed_size(rows, self._num_aux),))
         gate = self._c.GateConfig(
-            gate=getattr(self._c.Gate, policy.kernel),
+            gate=getattr(self._c.Gate, str(policy.kernel)),
             threshold=policy.threshold,
             max_grad_norm=max_grad_norm or 0.0,
             aux_weight=aux_weight,

@@ -12,8 +12,9 @@ namespace gradprom::cpu {
 namespace {
 
 // Products and sums in fp64, exact products for 32- and 16-bit gradients: no overflow, no underflow, no rescue path.
-// A processor core widens and multiplies faster than memory delivers, so this costs nothing (benchmarks/README.md).
-// Lanes are explicit because a compiler may not reorder a floating-point sum on its own; they also fix the order.
+// A processor core widens and multiplies as fast as memory delivers: beyond the caches a step takes what its reads
+// alone take (benchmarks/README.md). Lanes are explicit because a compiler may not reorder a floating-point sum on its
+// own; they also fix the order.
 template <class T, int M>
 GP_INLINE void gram_body(const T* const* g, int64_t n, double* out) {
   constexpr int kLanes = M <= 2 ? 16 : 8;
@@ -100,31 +101,31 @@ GP_INLINE void store_body(const T* __restrict src, int64_t n, void* dst, int64_t
 }
 
 // One struct per instruction set: the same bodies, inlined into functions compiled for it.
-#define GP_DEFINE_ISA(Name, ...)                                                                     \
-  struct Name {                                                                                      \
-    template <class T, int M>                                                                        \
-    __VA_ARGS__ static void gram(const T* const* g, int64_t n, double* out) {                        \
-      gram_body<T, M>(g, n, out);                                                                    \
-    }                                                                                                \
-    template <class T, Kernel K, int M>                                                              \
-    __VA_ARGS__ static void update(const UpdateRun<T>& run, int64_t n) {                             \
-      update_body<T, K, M>(run, n);                                                                  \
-    }                                                                                                \
-    template <class Storage, class T>                                                                \
-    __VA_ARGS__ static void load(const void* src, int64_t stride, int64_t n, T* dst) {               \
-      load_body<Storage, T>(src, stride, n, dst);                                                    \
-    }                                                                                                \
-    template <class Storage, class T>                                                                \
-    __VA_ARGS__ static void store(const T* src, int64_t n, void* dst, int64_t stride) {              \
-      store_body<Storage, T>(src, n, dst, stride);                                                   \
-    }                                                                                                \
+#define GP_DEFINE_ISA(Name, ...)                                                        \
+  struct Name {                                                                         \
+    template <class T, int M>                                                           \
+    __VA_ARGS__ static void gram(const T* const* g, int64_t n, double* out) {           \
+      gram_body<T, M>(g, n, out);                                                       \
+    }                                                                                   \
+    template <class T, Kernel K, int M>                                                 \
+    __VA_ARGS__ static void update(const UpdateRun<T>& run, int64_t n) {                \
+      update_body<T, K, M>(run, n);                                                     \
+    }                                                                                   \
+    template <class Storage, class T>                                                   \
+    __VA_ARGS__ static void load(const void* src, int64_t stride, int64_t n, T* dst) {  \
+      load_body<Storage, T>(src, stride, n, dst);                                       \
+    }                                                                                   \
+    template <class Storage, class T>                                                   \
+    __VA_ARGS__ static void store(const T* src, int64_t n, void* dst, int64_t stride) { \
+      store_body<Storage, T>(src, n, dst, stride);                                      \
+    }                                                                                   \
   }
 
 GP_DEFINE_ISA(Baseline, __attribute__((flatten)));
 #if defined(__x86_64__)
 GP_DEFINE_ISA(Avx2, __attribute__((target("avx2,fma,f16c"), flatten)));
-GP_DEFINE_ISA(Avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512"),
-                                     flatten)));
+GP_DEFINE_ISA(Avx512,
+              __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512"), flatten)));
 #endif
 
 template <class Isa, class T, Kernel K>
@@ -171,8 +172,7 @@ enum class IsaLevel { kBaseline, kAvx2, kAvx512 };
 IsaLevel detect() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   IsaLevel level = avx512 ? IsaLevel::kAvx512 : avx2 ? IsaLevel::kAvx2 : IsaLevel::kBaseline;

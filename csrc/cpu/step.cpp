@@ -61,8 +61,7 @@ struct Schedule {
     int64_t seen = 0;
     for (size_t c = 0; c < chunks.size(); ++c) {
       seen += chunks[c].size;
-      if (seen * threads >= total * static_cast<int64_t>(bounds.size()) &&
-          static_cast<int>(bounds.size()) < threads) {
+      if (seen * threads >= total * static_cast<int64_t>(bounds.size()) && static_cast<int>(bounds.size()) < threads) {
         bounds.push_back(c + 1);
       }
     }
@@ -131,7 +130,8 @@ T* stage(const Blocks<T>& b, const Entry& entry, const Operand& operand, int64_t
 }
 
 template <class T>
-void unstage(const Blocks<T>& b, const Entry& entry, const Operand& operand, int64_t begin, int64_t n, const T* buffer) {
+void unstage(const Blocks<T>& b, const Entry& entry, const Operand& operand, int64_t begin, int64_t n,
+             const T* buffer) {
   if (is_direct<T>(operand)) return;
   for_each_piece(entry, operand, begin, n, [&](void* dst, int64_t stride, int64_t count) {
     b.store[static_cast<int>(operand.dtype)](buffer, count, dst, stride);

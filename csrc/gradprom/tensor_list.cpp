@@ -23,9 +23,8 @@ IndexSpace::IndexSpace(const TensorView& leader) {
     numel_ *= leader.shape[d];
     if (leader.shape[d] != 1) order_.push_back(d);
   }
-  std::stable_sort(order_.begin(), order_.end(), [&](int a, int b) {
-    return std::llabs(stride_of(leader, a)) > std::llabs(stride_of(leader, b));
-  });
+  std::stable_sort(order_.begin(), order_.end(),
+                   [&](int a, int b) { return std::llabs(stride_of(leader, a)) > std::llabs(stride_of(leader, b)); });
   for (int d : order_) sizes_.push_back(leader.shape[d]);
 
   // Sorted by stride, no two elements share an address if each stride steps over everything below it.
