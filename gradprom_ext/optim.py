@@ -33,24 +33,9 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         self,
         params: Any,
         defaults: dict[str, Any],
-        *,
-        aux_weight: float | Sequence[float],
-        gate: str | GatePolicy,
-        threshold: float,
-        granularity: str,
-        max_grad_norm: float | None,
-        nonfinite: str,
-        backend: str,
+        config: StepConfig,
     ) -> None:
-        self._config = StepConfig.make(
-            aux_weight=aux_weight,
-            gate=gate,
-            threshold=threshold,
-            granularity=granularity,
-            max_grad_norm=max_grad_norm,
-            nonfinite=nonfinite,
-            backend=backend,
-        )
+        self._config = config
         self._forget()
         super().__init__(params, defaults)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -322,9 +307,7 @@ class GradPromSGD(_GradPromOptimizer):
             "nesterov": nesterov,
             "maximize": maximize,
         }
-        super().__init__(
-            params,
-            defaults,
+        config = StepConfig.make(
             aux_weight=aux_weight,
             gate=gate,
             threshold=threshold,
@@ -333,6 +316,7 @@ class GradPromSGD(_GradPromOptimizer):
             nonfinite=nonfinite,
             backend=backend,
         )
+        super().__init__(params, defaults, config)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -379,9 +363,7 @@ class GradPromAdam(_GradPromOptimizer):
             "amsgrad": amsgrad,
             "maximize": maximize,
         }
-        super().__init__(
-            params,
-            defaults,
+        config = StepConfig.make(
             aux_weight=aux_weight,
             gate=gate,
             threshold=threshold,
@@ -390,6 +372,7 @@ class GradPromAdam(_GradPromOptimizer):
             nonfinite=nonfinite,
             backend=backend,
         )
+        super().__init__(params, defaults, config)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
