@@ -30,7 +30,10 @@ class Plan(Protocol):
         """Whether these are the very parameter objects the plan was made for, still on its device."""
 
     def bind_gradients(self, main: Gradients, aux: Sequence[Gradients]) -> None:
-        """Hands over this step's gradients, one per parameter and loss. Checks everything, writes nothing."""
+        """Hands over this step's gradients, one per parameter and loss. Checks everything, writes nothing.
+
+        A plan keeps addresses, not tensors: the caller keeps the gradients alive until the step is done.
+        """
 
     def missing_states(self, hypers: Sequence[Hyper]) -> list[int]:
         """Parameters that have a gradient but lack a state tensor."""

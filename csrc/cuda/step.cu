@@ -101,7 +101,7 @@ struct Items {
     items.reserve(plan.entries.size());
     for (size_t e = 0; e < plan.entries.size(); ++e) {
       const Entry& entry = plan.entries[e];
-      if (entry.numel > 0 && entry.active(plan.num_grads)) add(plan, entry, static_cast<int64_t>(e), with_states);
+      if (entry.active(plan.num_grads)) add(plan, entry, static_cast<int64_t>(e), with_states);
     }
   }
 

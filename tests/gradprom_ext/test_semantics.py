@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradprom_ext as gp
+from gradprom_ext import rules
 
 from . import oracle
 from .test_gate import problem
@@ -141,6 +142,15 @@ def test_closed_gate_selects(backend):
     p = torch.zeros(2)
     gp.gradprom_([p], [torch.ones(2)], [torch.ones(2)], lr=1.0, aux_weight=0.0, gate="always", backend=backend)
     assert p.tolist() == [-1.0, -1.0]
+
+
+def test_a_weight_of_zero_is_not_multiplied(backend):
+    """Underneath the gate, where nobody has looked for infinities: 0 * inf would be NaN."""
+    p, main, aux = torch.zeros(1029), [torch.ones(1029)], [[torch.full((1029,), float("inf"))]]
+    plan = gp.backends.choose(backend, p.device, 1).plan(rules.SGD, [p], [0], [{}], 1, False)
+    plan.bind_gradients(main, aux)
+    plan.update([rules.Hyper(lr=1.0)], torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor(False))
+    assert torch.equal(p, -torch.ones(1029))
 
 
 # NaN and infinity ----------------------------------------------------------------------------------------------------
