@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from . import _checks, rules
+from . import _checks, reference, rules
 from ._step import StepConfig, Stepper
 from .policy import GatePolicy
 from .stats import GateStats
@@ -130,8 +130,6 @@ def _check_all(
 
 
 def _no_parameters(num_aux: int, config: StepConfig) -> GateStats:
-    from .reference import decide
-
     rows = 0 if config.per_tensor else 1
     gram = torch.zeros(rows, num_aux + 1, num_aux + 1, dtype=torch.float64)
-    return decide(gram, config.policy, config.lambdas(num_aux), config.max_grad_norm, config.per_tensor)[1]
+    return reference.decide(gram, config.policy, config.lambdas(num_aux), config.max_grad_norm, config.per_tensor)[1]

@@ -218,6 +218,7 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         params = self._params()
         stepper = self._stepper
         if stepper is None or not self._same_states() or not stepper.fits(params, num_aux, self._config):
+            self._count_skipped()  # the next statistics may lie on another device
             groups = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
             states = [self.state[p] for p in params]
             self._states = list(self.state.values())

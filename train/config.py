@@ -90,7 +90,8 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     preset: Literal["auto", "quick", "paper"] = "auto"
-    """quick: minutes on two CPU cores. paper: hours on one GPU, to beat BM3D. auto: paper with a GPU, else quick."""
+    """quick: minutes on two CPU cores. paper: for one GPU, meant to beat BM3D (not measured yet). auto: paper with a
+    GPU, else quick."""
     num_workers: int = 0
     """Processes that prepare the batches; 0: the training process itself."""
 
