@@ -157,13 +157,28 @@ std::string device_string(DLDevice device) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Settings, with numbers that may be tensors: those are looked at when a plan uses them
+
+struct Group {
+  Hyper hyper;
+  py::object lr = py::none();  // None: hyper.lr has the number
+};
+
+struct GateSettings {
+  GateConfig config;
+  py::object aux_weight =
+      py::none();  // a tensor of one element, or of one for each auxiliary; None: config.aux_weight has them
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
 // The plan: parameters and optimizer states of one device, read once; gradients, read at every step
 
 class Plan {
  public:
   // `states[i]` is the optimizer's state dict of params[i] (state tensors are looked up in it by name at every step,
   // so that whoever moves or replaces one is noticed), or None for a stateless rule.
-  Plan(Rule rule, py::list params, const std::vector<int>& groups, py::list states, int num_aux, bool per_tensor) {
+  Plan(Rule rule, py::list params, const std::vector<int>& groups, py::list states, int num_aux, bool per_tensor,
+       bool master_weights) {
     if (num_aux > kMaxAux) {
       throw py::value_error(std::to_string(num_aux) + " auxiliary gradients; the kernels take up to " +
                             std::to_string(kMaxAux) + " (backend=\"reference\" takes any number)");
@@ -171,6 +186,7 @@ class Plan {
     plan_.rule = rule;
     plan_.num_grads = 1 + num_aux;
     plan_.per_tensor = per_tensor;
+    plan_.master_weights = master_weights;
     plan_.entries.resize(params.size());
     if (rule == Rule::kSgd) {
       state_names_ = {py::str("momentum_buffer")};
@@ -202,16 +218,16 @@ class Plan {
   }
 
   // Indices of parameters that have a gradient but lack a state tensor their group's rule needs.
-  std::vector<size_t> missing_states(const std::vector<Hyper>& hypers) {
+  std::vector<size_t> missing_states(const std::vector<Group>& groups) {
     std::vector<size_t> missing;
     for (size_t i = 0; i < members_.size(); ++i) {
       const Entry& entry = plan_.entries[i];
       if (!entry.active(plan_.num_grads)) continue;
-      const int wanted = plan_.num_states(hypers.at(entry.group));
-      bool complete = wanted == 0 || PyDict_GetItem(members_[i].state.ptr(), step_name_.ptr()) != nullptr;
-      for (int s = 0; s < wanted && complete; ++s) {
-        complete = PyDict_GetItem(members_[i].state.ptr(), state_names_[s].ptr()) != nullptr;
-      }
+      const Member& m = members_[i];
+      const int wanted = plan_.num_states(groups.at(entry.group).hyper);
+      bool complete = wanted == 0 || m.find(step_name_) != nullptr;
+      for (int s = 0; s < wanted && complete; ++s) complete = m.find(state_names_[s]) != nullptr;
+      if (complete && plan_.has_master(entry)) complete = m.find(master_name_) != nullptr;
       if (!complete) missing.push_back(i);
     }
     return missing;
@@ -228,8 +244,12 @@ class Plan {
   }
 
   // Everything that is about to be written.
-  void bind_states(const std::vector<Hyper>& hypers) {
-    plan_.groups = hypers;
+  void bind_states(const std::vector<Group>& groups) {
+    plan_.groups.resize(groups.size());
+    for (size_t g = 0; g < groups.size(); ++g) {
+      plan_.groups[g] = groups[g].hyper;
+      if (!groups[g].lr.is_none()) plan_.groups[g].lr = scalar(groups[g].lr, 1, "lr")[0];
+    }
     for (size_t i = 0; i < members_.size(); ++i) {
       if (!members_[i].space->injective()) {
         throw py::value_error("params[" + std::to_string(i) +
@@ -237,11 +257,18 @@ class Plan {
                               "address (an expanded tensor?); it cannot be updated in place, clone it first");
       }
       Entry& entry = plan_.entries[i];
-      const int wanted = plan_.num_states(hypers.at(entry.group));
-      if (wanted == 0 || !entry.active(plan_.num_grads)) continue;
+      if (!entry.active(plan_.num_grads)) continue;
       Member& m = members_[i];
-      for (int s = 0; s < wanted; ++s) bind_state(i, s);
-      PyObject* const step = PyDict_GetItem(m.state.ptr(), step_name_.ptr());
+      if (plan_.has_master(entry)) {
+        bind_state(i, kMasterState, master_name_, entry.master);
+        if (entry.master.dtype != DType::kF32) {
+          throw py::type_error("state of params[" + std::to_string(i) + "]['master'] must be a float32 tensor");
+        }
+      }
+      const int wanted = plan_.num_states(plan_.groups.at(entry.group));
+      for (int s = 0; s < wanted; ++s) bind_state(i, s, state_names_[s], entry.states[s]);
+      if (wanted == 0) continue;
+      PyObject* const step = m.find(step_name_);
       if (step != m.step.ptr()) {
         Tensor t;
         const auto name = [i] { return "state of params[" + std::to_string(i) + "]['step']"; };
@@ -254,6 +281,13 @@ class Plan {
         entry.step = static_cast<float*>(t.view.data);
       }
     }
+  }
+
+  void bind_gate(const GateSettings& gate) {
+    plan_.gate = gate.config;
+    if (gate.aux_weight.is_none()) return;
+    const std::vector<Scalar> weights = scalar(gate.aux_weight, plan_.num_grads - 1, "aux_weight");
+    std::copy(weights.begin(), weights.end(), plan_.gate.aux_weight);
   }
 
   StepPlan& step_plan() { return plan_; }
@@ -283,17 +317,21 @@ class Plan {
   }
 
  private:
+  static constexpr int kMasterState = kMaxStates;  // of a Member's state tensors, behind the moments
+
   struct Member {
     py::object param;
     py::object state;
     py::object step;
-    std::array<py::object, kMaxStates> state_tensors;
+    std::array<py::object, kMaxStates + 1> state_tensors;
     // The parameter's layout as last seen, and the index space made from it.
     std::vector<int64_t> shape, strides;
     std::unique_ptr<IndexSpace> space;
     std::vector<int64_t> param_strides;
     std::array<std::vector<int64_t>, kMaxGrads> grad_strides;
-    std::array<std::vector<int64_t>, kMaxStates> state_strides;
+    std::array<std::vector<int64_t>, kMaxStates + 1> state_strides;
+
+    PyObject* find(const py::str& name) const { return PyDict_GetItem(state.ptr(), name.ptr()); }
 
     TensorView view(const Entry& entry) const {
       return {entry.param.data, entry.param.dtype, static_cast<int>(shape.size()), shape.data(), strides.data()};
@@ -353,6 +391,7 @@ class Plan {
     entry.ndim = m.space->ndim();
     entry.sizes = m.space->sizes();
     for (auto& state : m.state_tensors) state = py::object();  // their operands belong to the old index space
+    entry.master = Operand{};
     return true;
   }
 
@@ -386,37 +425,67 @@ class Plan {
     }
   }
 
-  void bind_state(size_t i, int s) {
+  void bind_state(size_t i, int s, const py::str& name, Operand& out) {
     Member& m = members_[i];
-    Entry& entry = plan_.entries[i];
-    PyObject* const tensor = PyDict_GetItem(m.state.ptr(), state_names_[s].ptr());
+    PyObject* const tensor = m.find(name);
     if (tensor == m.state_tensors[s].ptr()) return;
-    entry.states[s] = bind(m, entry, tensor, m.state_strides[s], [&] {
-      return "state of params[" + std::to_string(i) + "][" + std::string(py::repr(state_names_[s])) + "]";
-    });
+    out = bind(m, plan_.entries[i], tensor, m.state_strides[s],
+               [&] { return "state of params[" + std::to_string(i) + "][" + std::string(py::repr(name)) + "]"; });
     m.state_tensors[s] = py::reinterpret_borrow<py::object>(tensor);
+  }
+
+  // `count` numbers from a tensor of so many elements, or of one for all: on this plan's device they are read when the
+  // step runs, in host memory they are read now.
+  std::vector<Scalar> scalar(const py::object& tensor, int count, const char* name) const {
+    Tensor t;
+    const auto name_of = [name] { return std::string(name); };
+    reader().read(tensor.ptr(), t, name_of);
+    const bool here = on_device(t);
+    if (!here && t.device.device_type != kDLCPU) check_device(t, name_of);
+    if (t.view.dtype != DType::kF32 && t.view.dtype != DType::kF64) {
+      throw py::type_error(name_of() + " must be a number, or a float32 or float64 tensor");
+    }
+    const bool one = t.view.ndim == 0 || (t.view.ndim == 1 && t.view.shape[0] == 1);
+    if (!one && !(t.view.ndim == 1 && t.view.shape[0] == count)) {
+      throw py::value_error(name_of() + " has shape " + shape_string(t.view) + "; it must hold one number" +
+                            (count > 1 ? ", or " + std::to_string(count) : ""));
+    }
+    const int64_t stride = one ? 0 : t.view.strides != nullptr ? t.view.strides[0] : 1;
+    std::vector<Scalar> out(count);
+    for (int k = 0; k < count; ++k) {
+      if (t.view.dtype == DType::kF32) {
+        out[k].f32 = static_cast<const float*>(t.view.data) + k * stride;
+      } else {
+        out[k].f64 = static_cast<const double*>(t.view.data) + k * stride;
+      }
+      if (!here) out[k] = Scalar{out[k].get()};
+    }
+    return out;
   }
 
   StepPlan plan_;
   std::deque<Member> members_;
   std::vector<py::str> state_names_;
   py::str step_name_{"step"};
+  py::str master_name_{"master"};
   std::optional<DLDevice> device_;
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The three calls
 
-void step(Plan& plan, const std::vector<Hyper>& hypers, const GateConfig& gate, const py::object& stats) {
-  plan.bind_states(hypers);
+void step(Plan& plan, const std::vector<Group>& groups, const GateSettings& gate, const py::object& stats,
+          const py::object& skipped_steps) {
+  plan.bind_states(groups);
+  plan.bind_gate(gate);
   StepPlan& p = plan.step_plan();
-  p.gate = gate;
   double* const out = plan.doubles(stats, kStatsHeader + p.rows() * stats_row_size(p.num_grads - 1), "stats");
+  double* const skipped = skipped_steps.is_none() ? nullptr : plan.doubles(skipped_steps, 1, "skipped_steps");
 #if defined(GRADPROM_CUDA)
-  if (cuda::Scheduler* gpu = plan.gpu()) return gpu->step(p, out, plan.stream());
+  if (cuda::Scheduler* gpu = plan.gpu()) return gpu->step(p, out, skipped, plan.stream());
 #endif
   py::gil_scoped_release release;
-  cpu::step(p, out);
+  cpu::step(p, out, skipped);
 }
 
 void gram(Plan& plan, const py::object& out) {
@@ -429,8 +498,8 @@ void gram(Plan& plan, const py::object& out) {
   cpu::gram(p, values);
 }
 
-void update(Plan& plan, const std::vector<Hyper>& hypers, const py::object& weights, const py::object& skip) {
-  plan.bind_states(hypers);
+void update(Plan& plan, const std::vector<Group>& groups, const py::object& weights, const py::object& skip) {
+  plan.bind_states(groups);
   StepPlan& p = plan.step_plan();
   const double* const values = plan.doubles(weights, p.rows() * p.num_grads, "weights");
   const double* const flag = plan.doubles(skip, 1, "skip");
@@ -442,13 +511,40 @@ void update(Plan& plan, const std::vector<Hyper>& hypers, const py::object& weig
   cpu::update(p, values);
 }
 
-GateConfig make_gate(Gate gate, double threshold, double max_grad_norm, const std::vector<double>& aux_weight) {
-  GateConfig config;
-  config.gate = gate;
-  config.threshold = threshold;
-  config.max_grad_norm = max_grad_norm;
-  for (size_t k = 0; k < aux_weight.size() && k < kMaxAux; ++k) config.aux_weight[k] = aux_weight[k];
-  return config;
+GateSettings make_gate(Gate gate, double threshold, double max_grad_norm, const py::object& aux_weight) {
+  GateSettings settings;
+  settings.config.gate = gate;
+  settings.config.threshold = threshold;
+  settings.config.max_grad_norm = max_grad_norm;
+  if (py::isinstance<py::tuple>(aux_weight)) {
+    const auto numbers = aux_weight.cast<std::vector<double>>();
+    for (size_t k = 0; k < numbers.size() && k < kMaxAux; ++k) settings.config.aux_weight[k].value = numbers[k];
+  } else {
+    settings.aux_weight = aux_weight;
+  }
+  return settings;
+}
+
+Group make_group(const py::object& lr, double weight_decay, double momentum, double dampening, bool nesterov,
+                 double beta1, double beta2, double eps, bool decoupled, bool amsgrad, bool maximize) {
+  Group group;
+  if (PyFloat_Check(lr.ptr()) != 0) {
+    group.hyper.lr.value = PyFloat_AS_DOUBLE(lr.ptr());
+  } else {
+    group.lr = lr;
+  }
+  Hyper& h = group.hyper;
+  h.weight_decay = weight_decay;
+  h.momentum = momentum;
+  h.dampening = dampening;
+  h.nesterov = nesterov;
+  h.beta1 = beta1;
+  h.beta2 = beta2;
+  h.eps = eps;
+  h.decoupled = decoupled;
+  h.amsgrad = amsgrad;
+  h.maximize = maximize;
+  return group;
 }
 
 }  // namespace
@@ -497,37 +593,22 @@ PYBIND11_MODULE(_C, m) {
       .value("never", Gate::kNever)
       .value("project", Gate::kProject);
 
-  py::class_<Hyper>(m, "Hyper")
-      .def(py::init([](double lr, double weight_decay, double momentum, double dampening, bool nesterov, double beta1,
-                       double beta2, double eps, bool decoupled, bool amsgrad, bool maximize) {
-             Hyper h;
-             h.lr = lr;
-             h.weight_decay = weight_decay;
-             h.momentum = momentum;
-             h.dampening = dampening;
-             h.nesterov = nesterov;
-             h.beta1 = beta1;
-             h.beta2 = beta2;
-             h.eps = eps;
-             h.decoupled = decoupled;
-             h.amsgrad = amsgrad;
-             h.maximize = maximize;
-             return h;
-           }),
-           py::kw_only(), py::arg("lr"), py::arg("weight_decay") = 0.0, py::arg("momentum") = 0.0,
-           py::arg("dampening") = 0.0, py::arg("nesterov") = false, py::arg("beta1") = 0.9, py::arg("beta2") = 0.999,
-           py::arg("eps") = 1e-8, py::arg("decoupled") = false, py::arg("amsgrad") = false,
+  py::class_<Group>(m, "Group")
+      .def(py::init(&make_group), py::kw_only(), py::arg("lr"), py::arg("weight_decay") = 0.0,
+           py::arg("momentum") = 0.0, py::arg("dampening") = 0.0, py::arg("nesterov") = false, py::arg("beta1") = 0.9,
+           py::arg("beta2") = 0.999, py::arg("eps") = 1e-8, py::arg("decoupled") = false, py::arg("amsgrad") = false,
            py::arg("maximize") = false);
-  py::class_<GateConfig>(m, "GateConfig")
+  py::class_<GateSettings>(m, "GateSettings")
       .def(py::init(&make_gate), py::kw_only(), py::arg("gate"), py::arg("threshold"), py::arg("max_grad_norm"),
            py::arg("aux_weight"));
   py::class_<Plan>(m, "Plan")
-      .def(py::init<Rule, py::list, const std::vector<int>&, py::list, int, bool>(), py::kw_only(), py::arg("rule"),
-           py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("num_aux"), py::arg("per_tensor"))
+      .def(py::init<Rule, py::list, const std::vector<int>&, py::list, int, bool, bool>(), py::kw_only(),
+           py::arg("rule"), py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("num_aux"),
+           py::arg("per_tensor"), py::arg("master_weights"))
       .def("matches", &Plan::matches)
       .def("bind_gradients", &Plan::bind_gradients, py::arg("main"), py::arg("aux"))
-      .def("missing_states", &Plan::missing_states, py::arg("hypers"))
-      .def("step", &step, py::arg("hypers"), py::arg("gate"), py::arg("stats"))
+      .def("missing_states", &Plan::missing_states, py::arg("groups"))
+      .def("step", &step, py::arg("groups"), py::arg("gate"), py::arg("stats"), py::arg("skipped_steps"))
       .def("gram", &gram, py::arg("out"))
-      .def("update", &update, py::arg("hypers"), py::arg("weights"), py::arg("skip"));
+      .def("update", &update, py::arg("groups"), py::arg("weights"), py::arg("skip"));
 }

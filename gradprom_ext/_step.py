@@ -13,7 +13,7 @@ from torch import Tensor
 from . import backends, reference
 from .policy import GatePolicy, resolve_policy
 from .reference import Gradients
-from .rules import Hyper, Rule
+from .rules import Hyper, Rule, readable
 from .stats import GateStats
 
 
@@ -26,7 +26,7 @@ class StepConfig:
     """The checked arguments that every entry point shares."""
 
     policy: GatePolicy
-    aux_weight: float | tuple[float, ...]
+    aux_weight: float | tuple[float, ...] | Tensor
     per_tensor: bool
     max_grad_norm: float | None
     raise_nonfinite: bool
@@ -36,7 +36,7 @@ class StepConfig:
     def make(
         cls,
         *,
-        aux_weight: float | Sequence[float],
+        aux_weight: float | Sequence[float] | Tensor,
         gate: str | GatePolicy,
         threshold: float,
         granularity: str,
@@ -45,11 +45,6 @@ class StepConfig:
         backend: str,
     ) -> StepConfig:
         """:raises ValueError: an argument has no meaning; says which and what it may be."""
-        single = not isinstance(aux_weight, Iterable)
-        weights = tuple(map(float, aux_weight)) if isinstance(aux_weight, Iterable) else (float(aux_weight),)
-        for weight in weights:
-            if not math.isfinite(weight):
-                raise ValueError(f"aux_weight must be finite, got {aux_weight}")
         if granularity not in ("global", "tensor"):
             raise ValueError(f"granularity must be 'global' or 'tensor', got {granularity!r}")
         if nonfinite not in ("skip", "raise"):
@@ -59,23 +54,40 @@ class StepConfig:
         backends.check_name(backend)
         return cls(
             policy=resolve_policy(gate, threshold),
-            aux_weight=weights[0] if single else weights,
+            aux_weight=check_aux_weight(aux_weight),
             per_tensor=granularity == "tensor",
             max_grad_norm=None if max_grad_norm is None else float(max_grad_norm),
             raise_nonfinite=nonfinite == "raise",
             backend=backend,
         )
 
-    def lambdas(self, num_aux: int) -> tuple[float, ...]:
-        """One lambda per auxiliary.
+    def lambdas(self, num_aux: int) -> tuple[float, ...] | Tensor:
+        """One lambda per auxiliary, or a tensor of one or of as many.
 
         :raises ValueError: ``aux_weight`` has another number of entries.
         """
         if isinstance(self.aux_weight, float):
             return (self.aux_weight,) * num_aux
-        if len(self.aux_weight) != num_aux:
-            raise ValueError(f"aux_weight has {len(self.aux_weight)} entries for {num_aux} auxiliary gradients")
+        entries = self.aux_weight.numel() if isinstance(self.aux_weight, Tensor) else len(self.aux_weight)
+        if entries != num_aux and not (isinstance(self.aux_weight, Tensor) and entries == 1):
+            raise ValueError(f"aux_weight has {entries} entries for {num_aux} auxiliary gradients")
         return self.aux_weight
+
+
+def check_aux_weight(aux_weight: float | Sequence[float] | Tensor) -> float | tuple[float, ...] | Tensor:
+    """:raises ValueError: a number that is not finite, or a tensor that is neither ``[]`` nor ``[K]``.
+    :raises TypeError: a tensor of another type than float32 and float64.
+    """
+    if isinstance(aux_weight, Tensor):
+        if aux_weight.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"aux_weight has dtype {aux_weight.dtype}; as a tensor it must be float32 or float64")
+        if aux_weight.ndim > 1:
+            raise ValueError(f"aux_weight has shape {tuple(aux_weight.shape)}; it must hold one number per auxiliary")
+        return aux_weight.detach()  # shares memory: what its owner writes is seen
+    weights = tuple(map(float, aux_weight)) if isinstance(aux_weight, Iterable) else (float(aux_weight),)
+    if not all(map(math.isfinite, weights)):
+        raise ValueError(f"aux_weight must be finite, got {aux_weight}")
+    return weights if isinstance(aux_weight, Iterable) else weights[0]
 
 
 class Stepper:
@@ -120,24 +132,41 @@ class Stepper:
         self._bind(main, aux)
         return self._decide()[1]
 
-    def step(self, main: Gradients, aux: Sequence[Gradients], hypers: Sequence[Hyper]) -> GateStats:
+    def step(
+        self,
+        main: Gradients,
+        aux: Sequence[Gradients],
+        hypers: Sequence[Hyper],
+        skipped_steps: Tensor | None = None,
+    ) -> GateStats:
         """Steps every parameter that has a gradient.
 
+        :param skipped_steps: float64 ``[]`` on the first device, raised by 1 where nothing was updated.
         :raises NonFiniteGradientError: see ``nonfinite``; nothing was updated then.
+        :raises RuntimeError: the first step is being captured in a CUDA graph.
         """
         config = self.config
         self._bind(main, aux)
         for plan, share in zip(self._plans, self._shares, strict=True):
             for i in plan.missing_states(hypers):
+                refuse_capture()
                 p = share[i]
                 self._rule.init_state(hypers[self._groups[p]], self._params[p], self._states[p])
         if len(self._plans) == 1 and config.policy.kernel is not None and hasattr(self._plans[0], "step"):
-            stats = self._plans[0].step(hypers, config.policy, self.lambdas, config.max_grad_norm)
+            lambdas = readable(self.lambdas, self.devices[0])
+            here = [h.on(self.devices[0]) for h in hypers]
+            stats = self._plans[0].step(here, config.policy, lambdas, config.max_grad_norm, skipped_steps)
         else:
             weights, stats = self._decide()
+            if skipped_steps is not None:
+                skipped_steps += stats.skipped
             for plan, share, device in zip(self._plans, self._shares, self.devices, strict=True):
                 rows = weights[share] if config.per_tensor else weights
-                plan.update(hypers, rows.to(device, non_blocking=True), stats.skipped.to(device, non_blocking=True))
+                plan.update(
+                    [h.on(device) for h in hypers],
+                    rows.to(device, non_blocking=True),
+                    stats.skipped.to(device, non_blocking=True),
+                )
         if config.raise_nonfinite and stats.skipped:
             raise NonFiniteGradientError(f"{_name_nonfinite(main, aux)} holds NaN or infinity; nothing was updated")
         return stats
@@ -163,6 +192,15 @@ class Stepper:
         for g, share in zip(grams, self._shares, strict=True):
             gram[share] = g.to(home, non_blocking=True)
         return gram
+
+
+def refuse_capture() -> None:
+    """:raises RuntimeError: a CUDA graph is being captured, and it would repeat what happens once in a lifetime."""
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "the first step of an optimizer creates its state, which a CUDA graph would do again at every replay; run "
+            "at least one step before the capture"
+        )
 
 
 def _pick(items: Sequence[Any], indices: Sequence[int]) -> list[Any]:

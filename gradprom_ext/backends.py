@@ -49,9 +49,20 @@ class FusedPlan(Plan, Protocol):
     """A plan that can also gate on its own."""
 
     def step(
-        self, hypers: Sequence[Hyper], policy: GatePolicy, aux_weight: Sequence[float], max_grad_norm: float | None
+        self,
+        hypers: Sequence[Hyper],
+        policy: GatePolicy,
+        aux_weight: tuple[float, ...] | Tensor,
+        max_grad_norm: float | None,
+        skipped_steps: Tensor | None,
     ) -> GateStats:
-        """Gram matrix, gate and update in one go."""
+        """Gram matrix, gate and update in one go.
+
+        :param aux_weight: one lambda per auxiliary; a tensor of one or of as many on the plan's device is read when the
+            step runs, one in host memory now. The same holds for each ``Hyper.lr``.
+        :param skipped_steps: float64 ``[]`` on the plan's device, raised by 1 where a gradient is not finite;
+            or ``None``.
+        """
 
 
 class Backend(Protocol):
@@ -132,12 +143,13 @@ class CompiledPlan:
             states=states,
             num_aux=num_aux,
             per_tensor=per_tensor,
+            master_weights=rule.master_weights,
         )
         self.matches = self._plan.matches
         self.bind_gradients = self._plan.bind_gradients
 
     def missing_states(self, hypers: Sequence[Hyper]) -> list[int]:
-        return self._plan.missing_states(self._hypers(hypers))
+        return self._plan.missing_states(self._settings(hypers))
 
     def gram(self) -> Tensor:
         n = self._num_aux + 1
@@ -150,21 +162,26 @@ class CompiledPlan:
         return gram
 
     def update(self, hypers: Sequence[Hyper], weights: Tensor, skipped: Tensor) -> None:
-        self._plan.update(self._hypers(hypers), weights.contiguous(), skipped.to(weights.dtype))
+        self._plan.update(self._settings(hypers), weights.contiguous(), skipped.to(weights.dtype))
         torch.autograd.graph.increment_version(self._params)
 
     def step(
-        self, hypers: Sequence[Hyper], policy: GatePolicy, aux_weight: Sequence[float], max_grad_norm: float | None
+        self,
+        hypers: Sequence[Hyper],
+        policy: GatePolicy,
+        aux_weight: tuple[float, ...] | Tensor,
+        max_grad_norm: float | None,
+        skipped_steps: Tensor | None,
     ) -> GateStats:
         rows = self._rows if self._rows is not None else 1
         stats = self._empty((packed_size(rows, self._num_aux),))
-        gate = self._c.GateConfig(
+        gate = self._c.GateSettings(
             gate=getattr(self._c.Gate, str(policy.kernel)),
             threshold=policy.threshold,
             max_grad_norm=max_grad_norm or 0.0,
             aux_weight=aux_weight,
         )
-        self._plan.step(self._hypers(hypers), gate, stats)
+        self._plan.step(self._settings(hypers), gate, stats, skipped_steps)
         # The kernels write through raw pointers; autograd must still notice that saved parameters are stale.
         torch.autograd.graph.increment_version(self._params)
         return GateStats(stats, self._num_aux, self._rows)
@@ -172,9 +189,10 @@ class CompiledPlan:
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
         return torch.empty(shape, dtype=torch.float64, device=self._params[0].device)
 
-    def _hypers(self, hypers: Sequence[Hyper]) -> list[Any]:
-        if hypers != self._seen:  # they change when a scheduler moves, at most once per step
-            self._seen, self._converted = hypers, [self._c.Hyper(**vars(h)) for h in hypers]
+    def _settings(self, hypers: Sequence[Hyper]) -> list[Any]:
+        seen = self._seen  # they change when a scheduler moves, at most once per step
+        if len(seen) != len(hypers) or not all(map(Hyper.same, hypers, seen)):
+            self._seen, self._converted = hypers, [self._c.Group(**vars(h)) for h in hypers]
         return self._converted
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import operator
 import warnings
@@ -13,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import _checks, rules
-from ._step import StepConfig, Stepper
+from ._step import StepConfig, Stepper, check_aux_weight, refuse_capture
 from .policy import GatePolicy
 from .stats import GateStats
 
@@ -34,8 +36,13 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         params: Any,
         defaults: dict[str, Any],
         config: StepConfig,
+        *,
+        capturable: bool,
+        master_weights: bool,
     ) -> None:
         self._config = config
+        self._capturable = capturable
+        self._rule = dataclasses.replace(self._rule, master_weights=master_weights)
         self._forget()
         super().__init__(params, defaults)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -49,10 +56,10 @@ class _GradPromOptimizer(torch.optim.Optimizer):
     def _forget(self) -> None:
         #: Of the last step, or ``None`` before the first.
         self.stats: GateStats | None = None
-        self._uncounted: list[GateStats] = []  # steps that nobody has looked at yet
         self._skipped_steps = torch.zeros((), dtype=torch.float64)
         self._stepper: Stepper | None = None
         self._states: list[dict[str, Any]] = []
+        self._versions: list[int] = []  # of the parameters, as the last step left them
         #: Gradients of the auxiliary losses, ``[k][i]`` for parameter ``i`` in the order of the groups; the main ones
         #: are in ``.grad``. Yours to read, and to change between :meth:`backward` and :meth:`step`.
         self.aux_grads: list[list[Tensor | None]] = []
@@ -80,12 +87,16 @@ class _GradPromOptimizer(torch.optim.Optimizer):
             raise
 
     def _check_group(self, group: dict[str, Any]) -> None:
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and (lr.numel() != 1 or lr.dtype not in (torch.float32, torch.float64)):
+            raise ValueError(f"lr must be a number, or a float32 or float64 tensor of one element, got {lr}")
         for key in ("lr", "weight_decay"):
             if not group[key] >= 0:
                 raise ValueError(f"{key} must be a number >= 0, got {group[key]}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_config": self._config}
+        ours = {"_config": self._config, "_capturable": self._capturable, "_rule": self._rule}
+        return {**super().__getstate__(), **ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickling, copying and ``load_state_dict`` come through here."""
@@ -99,6 +110,18 @@ class _GradPromOptimizer(torch.optim.Optimizer):
                 if step is not None:
                     value = torch.as_tensor(step, dtype=torch.float32, device=param.device)
                     self.state[param]["step"] = value.detach().clone().reshape(())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in ``torch.optim``, whose state dicts can be loaded too."""
+        super().load_state_dict(state_dict)
+        if not self._rule.master_weights:
+            return
+        # torch.optim casts every state to the parameter's type; masters and their moments are wider.
+        saved = itertools.chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        for index, param in zip(saved, self._params(), strict=True):
+            for name, value in state_dict["state"].get(index, {}).items():
+                if self._rule.has_master(param) and name != "step":
+                    self.state[param][name] = value.to(param.device, torch.float32)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients of every loss; ``set_to_none=False`` keeps ``.grad`` as zeros, as in ``torch.optim``."""
@@ -115,9 +138,18 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         return "+".join(dict.fromkeys(b.name for b in self._plan(max(len(self.aux_grads), 1)).backends))
 
     @property
+    def aux_weight(self) -> float | tuple[float, ...] | Tensor:
+        """Lambda. A tensor may be written to between steps; assigning a number plans the next step anew."""
+        return self._config.aux_weight
+
+    @aux_weight.setter
+    def aux_weight(self, value: float | Sequence[float] | Tensor) -> None:
+        self._config = dataclasses.replace(self._config, aux_weight=check_aux_weight(value))
+
+    @property
     def skipped_steps(self) -> Tensor:
-        """Number of steps that changed nothing because a gradient was not finite: float64 ``[]`` on the device."""
-        self._count_skipped()
+        """Number of steps that changed nothing because a gradient was not finite: float64 ``[]`` on the device, counted
+        there (also where a CUDA graph is replayed)."""
         return self._skipped_steps
 
     def backward(self, main_loss: Tensor, *aux_losses: Tensor, retain_graph: bool = False) -> None:
@@ -194,22 +226,43 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         main = [p.grad for p in params]
         if self.aux_grads and len(self.aux_grads[0]) != len(params):
             self.aux_grads = [gs + [None] * (len(params) - len(gs)) for gs in self.aux_grads]
+        if self._capturable and params:
+            self._put_numbers_on_device(params[0].device)
+        if self._rule.master_weights:
+            self._refresh_masters(params)
         hypers = [self._rule.hyper(group) for group in self.param_groups]
         stepper = self._plan(len(self.aux_grads))
         try:
-            self.stats = stepper.step(main, self.aux_grads, hypers)
+            self.stats = stepper.step(main, self.aux_grads, hypers, self._skipped_steps)
         except (TypeError, ValueError, RuntimeError):
             self._explain(main, params)
             raise
-        self._uncounted.append(self.stats)
-        if len(self._uncounted) == 256:  # not at every step: adding one number costs as much as binding twenty tensors
-            self._count_skipped()
+        if self._rule.master_weights:
+            self._versions = [p._version for p in params]
 
-    def _count_skipped(self) -> None:
-        if self._uncounted:
-            flags = torch.stack([stats.packed[0] for stats in self._uncounted])
-            self._skipped_steps = self._skipped_steps.to(flags.device) + flags.sum()
-            self._uncounted.clear()
+    def _put_numbers_on_device(self, device: torch.device) -> None:
+        """A captured graph knows a number as it was, and a tensor as it is. Schedulers write into tensors."""
+
+        def settle(number: float | tuple[float, ...] | Tensor) -> Tensor:
+            if isinstance(number, Tensor) and number.device == device:
+                return number
+            refuse_capture()
+            return torch.as_tensor(number, dtype=torch.float64).to(device)
+
+        for group in self.param_groups:
+            group["lr"] = settle(group["lr"])
+        aux_weight = settle(self.aux_weight)
+        if aux_weight is not self.aux_weight:
+            self.aux_weight = aux_weight
+
+    def _refresh_masters(self, params: Sequence[Tensor]) -> None:
+        """Somebody else has written to a parameter (loaded weights, say): where it is no longer its master's rounded
+        value, the master follows."""
+        versions = self._versions if len(self._versions) == len(params) else [-1] * len(params)
+        for param, version in zip(params, versions, strict=True):
+            master = self.state[param].get("master") if param in self.state else None
+            if master is not None and param._version != version:
+                master.copy_(torch.where(master.to(param.dtype) == param, master, param.to(torch.float32)))
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -218,11 +271,13 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         params = self._params()
         stepper = self._stepper
         if stepper is None or not self._same_states() or not stepper.fits(params, num_aux, self._config):
-            self._count_skipped()  # the next statistics may lie on another device
             groups = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
             states = [self.state[p] for p in params]
             self._states = list(self.state.values())
             self._stepper = stepper = Stepper(self._rule, params, groups, states, num_aux, self._config)
+            if stepper.devices and self._skipped_steps.device != stepper.devices[0]:
+                refuse_capture()
+                self._skipped_steps = self._skipped_steps.to(stepper.devices[0])
         return stepper
 
     def _same_states(self) -> bool:
@@ -255,9 +310,11 @@ class GradPromSGD(_GradPromOptimizer):
 
     :param params: parameters, groups of parameters or named parameters, as in ``torch.optim``: float32, float64,
         float16 or bfloat16. The gate is taken over all groups, dtypes and devices together.
-    :param lr: learning rate, >= 0.
+    :param lr: learning rate, >= 0: a number, or a tensor of one element (float32 or float64). A tensor on the
+        parameters' device is read there when the step runs.
     :param momentum, dampening, weight_decay, nesterov, maximize: as in ``torch.optim.SGD``.
-    :param aux_weight: lambda of the auxiliary gradients, one number or one per auxiliary loss.
+    :param aux_weight: lambda of the auxiliary gradients, one number or one per auxiliary loss; or a tensor of those,
+        read when the step runs.
     :param gate: ``"hard"`` (GradProm), ``"soft"``, ``"always"`` (joint training), ``"never"``, ``"project"``
         (one-sided PCGrad) or a :class:`~gradprom_ext.GatePolicy`.
     :param threshold: cosine at which the hard gate opens.
@@ -265,6 +322,11 @@ class GradPromSGD(_GradPromOptimizer):
     :param max_grad_norm: clips the norm of the combined gradient, over all parameters.
     :param nonfinite: what a NaN or infinity in any gradient does: ``"skip"`` the step, parameters, state and step
         counters staying bit for bit, or ``"raise"``.
+    :param master_weights: float16 and bfloat16 parameters are updated through a float32 twin, ``state["master"]``, and
+        have float32 moments. Whoever writes to a parameter writes to its master.
+    :param capturable: keeps ``lr`` and ``aux_weight`` in tensors on the parameters' device, so that the replay of a
+        CUDA graph uses what a scheduler or you have written there (``opt.param_groups[0]["lr"].fill_(...)``). A step
+        can be captured either way, after one step outside of the capture; plain numbers are then frozen in the graph.
     :param backend: ``"auto"`` or one of :func:`~gradprom_ext.available_backends`.
     :raises ValueError: an argument out of range.
     :raises TypeError: a parameter that no backend takes.
@@ -285,19 +347,21 @@ class GradPromSGD(_GradPromOptimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
         *,
         maximize: bool = False,
-        aux_weight: float | Sequence[float] = 1.0,
+        aux_weight: float | Sequence[float] | Tensor = 1.0,
         gate: str | GatePolicy = "hard",
         threshold: float = 0.0,
         granularity: str = "global",
         max_grad_norm: float | None = None,
         nonfinite: str = "skip",
+        master_weights: bool = False,
+        capturable: bool = False,
         backend: str = "auto",
     ) -> None:
         defaults = {
@@ -317,7 +381,7 @@ class GradPromSGD(_GradPromOptimizer):
             nonfinite=nonfinite,
             backend=backend,
         )
-        super().__init__(params, defaults, config)
+        super().__init__(params, defaults, config, capturable=capturable, master_weights=master_weights)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -341,19 +405,21 @@ class GradPromAdam(_GradPromOptimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
         *,
         maximize: bool = False,
-        aux_weight: float | Sequence[float] = 1.0,
+        aux_weight: float | Sequence[float] | Tensor = 1.0,
         gate: str | GatePolicy = "hard",
         threshold: float = 0.0,
         granularity: str = "global",
         max_grad_norm: float | None = None,
         nonfinite: str = "skip",
+        master_weights: bool = False,
+        capturable: bool = False,
         backend: str = "auto",
     ) -> None:
         defaults = {
@@ -373,7 +439,7 @@ class GradPromAdam(_GradPromOptimizer):
             nonfinite=nonfinite,
             backend=backend,
         )
-        super().__init__(params, defaults, config)
+        super().__init__(params, defaults, config, capturable=capturable, master_weights=master_weights)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -393,7 +459,7 @@ class GradPromAdamW(GradPromAdam):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,

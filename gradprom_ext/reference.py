@@ -47,17 +47,26 @@ def gram_matrix(grads: Sequence[Gradients], per_tensor: bool = False) -> Tensor:
 
 
 def decide(
-    gram: Tensor, policy: GatePolicy, aux_weight: Sequence[float], max_grad_norm: float | None, per_tensor: bool
+    gram: Tensor,
+    policy: GatePolicy,
+    aux_weight: Sequence[float] | Tensor,
+    max_grad_norm: float | None,
+    per_tensor: bool,
 ) -> tuple[Tensor, GateStats]:
     """Weights of the combined gradient, clipping included, and the statistics of the step.
 
     :param gram: float64 ``[rows, K + 1, K + 1]``.
-    :param aux_weight: K lambdas.
+    :param aux_weight: K lambdas, or a tensor of one or K.
     :param max_grad_norm: as in ``torch.nn.utils.clip_grad_norm_``, applied to the combined gradient; its norm is
         ``sqrt(w' G w)``, so no further pass over the gradients is needed.
     :returns: weights float64 ``[rows, K + 1]`` and :class:`~gradprom_ext.GateStats`.
     """
-    lambdas = torch.tensor(list(aux_weight), dtype=torch.float64).to(gram.device, non_blocking=True)
+    if isinstance(aux_weight, Tensor):
+        lambdas = aux_weight.to(gram.device, torch.float64, non_blocking=True).expand(gram.shape[-1] - 1)
+    else:
+        lambdas = gram.new_empty(len(aux_weight))
+        for k, weight in enumerate(aux_weight):
+            lambdas[k].fill_(weight)  # no copy from the host: it would wait, and a CUDA graph would read freed memory
     main_weight, gate = policy(gram, lambdas)
     weights = torch.cat([main_weight[:, None], gate * lambdas], dim=1)
     norm = torch.einsum("ri,rij,rj->", weights, gram, weights).clamp_min(0.0).sqrt()
@@ -113,8 +122,7 @@ class ReferencePlan:
 
     def missing_states(self, hypers: Sequence[Hyper]) -> list[int]:
         def complete(i: int) -> bool:
-            names = self._rule.state_names(hypers[self._groups[i]])
-            return not names or all(name in self._states[i] for name in (*names, "step"))
+            return self._rule.is_complete(hypers[self._groups[i]], self._params[i], self._states[i])
 
         return [i for i in range(len(self._params)) if self._active(i) and not complete(i)]
 
@@ -124,7 +132,8 @@ class ReferencePlan:
     def update(self, hypers: Sequence[Hyper], weights: Tensor, skipped: Tensor) -> None:
         for i, param in enumerate(self._params):  # everything is checked before anything is written
             _checks.check_writable(f"params[{i}]", param)
-            for name in self._rule.state_names(hypers[self._groups[i]]) if self._active(i) else ():
+            names = [*self._rule.moment_names(hypers[self._groups[i]]), *["master"] * self._rule.has_master(param)]
+            for name in names if self._active(i) else ():
                 _checks.check_state(f"state of params[{i}]['{name}']", self._states[i][name], param)
         for i, param in enumerate(self._params):
             grads = [gs[i] for gs in self._grads]

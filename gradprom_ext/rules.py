@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 __all__ = ["Hyper", "Rule", "apply_rule"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Hyper:
     """Hyper-parameters of one parameter group, with the names and meanings of ``torch.optim``."""
 
-    lr: float
+    lr: float | Tensor  #: a tensor on the parameters' device is read there when the step runs
     weight_decay: float = 0.0
     momentum: float = 0.0
     dampening: float = 0.0
@@ -28,6 +28,25 @@ class Hyper:
     amsgrad: bool = False
     maximize: bool = False
 
+    def same(self, other: Hyper) -> bool:
+        """Equal numbers, and the very same tensors (comparing their values would wait for the device)."""
+        return all(a is b or (not isinstance(a, Tensor) and a == b) for a, b in zip(self, other, strict=True))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(vars(self).values())
+
+    def on(self, device: torch.device) -> Hyper:
+        """With ``lr`` where a step on ``device`` can read it."""
+        lr = readable(self.lr, device)
+        return self if lr is self.lr else replace(self, lr=lr)
+
+
+def readable(number: Any, device: torch.device) -> Any:
+    """A tensor where a step on ``device`` can read it, there or in host memory; anything else as it is."""
+    if not isinstance(number, Tensor) or number.device == device or number.device.type == "cpu":
+        return number
+    return number.to(device, non_blocking=True)
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -35,11 +54,12 @@ class Rule:
 
     name: str
     decoupled: bool = False
+    master_weights: bool = False  #: 16-bit parameters are updated through a float32 twin, ``state["master"]``
 
     def hyper(self, group: Mapping[str, Any]) -> Hyper:
         """The numbers of ``group`` as they are now (schedulers change them between steps)."""
         common: dict[str, Any] = {
-            "lr": float(group["lr"]),
+            "lr": group["lr"] if isinstance(group["lr"], Tensor) else float(group["lr"]),
             "weight_decay": float(group["weight_decay"]),
             "maximize": bool(group["maximize"]),
         }
@@ -60,21 +80,39 @@ class Rule:
             decoupled=self.decoupled,
         )
 
-    def state_names(self, hyper: Hyper) -> tuple[str, ...]:
-        """State tensors of one parameter, named as in ``torch.optim``; ``"step"`` comes on top where there are any."""
+    def has_master(self, param: Tensor) -> bool:
+        """Whether the update acts on ``state["master"]``, of which ``param`` then receives the rounded values."""
+        return self.master_weights and param.dtype in (torch.float16, torch.bfloat16)
+
+    def moment_names(self, hyper: Hyper) -> tuple[str, ...]:
+        """Moments of one parameter, named as in ``torch.optim``; ``"step"`` comes on top where there are any."""
         if self.name == "sgd":
             return ("momentum_buffer",) if hyper.momentum != 0 else ()
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if hyper.amsgrad else ("exp_avg", "exp_avg_sq")
 
     def init_state(self, hyper: Hyper, param: Tensor, state: dict[str, Any]) -> None:
-        """Fills in what is missing: zeros in the parameter's layout and dtype, and the count of updates."""
-        names = self.state_names(hyper)
+        """Fills in what is missing: the master, the moments (zeros in the layout and dtype of what is updated), and the
+        count of updates."""
+        if self.has_master(param) and "master" not in state:
+            state["master"] = param.to(torch.float32, memory_format=torch.preserve_format)
+        names = self.moment_names(hyper)
         # A momentum buffer that came without a count (from torch.optim.SGD) has seen at least one gradient.
         if names and "step" not in state:
             state["step"] = torch.full((), float(names[0] in state), dtype=torch.float32, device=param.device)
         for name in names:
             if name not in state:
-                state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                state[name] = torch.zeros_like(self.updated(param, state), memory_format=torch.preserve_format)
+
+    def updated(self, param: Tensor, state: Mapping[str, Any]) -> Tensor:
+        """What the update reads and writes: the master where there is one, else the parameter."""
+        return state["master"] if self.has_master(param) else param
+
+    def is_complete(self, hyper: Hyper, param: Tensor, state: Mapping[str, Any]) -> bool:
+        """Whether :meth:`init_state` has nothing to do."""
+        names = self.moment_names(hyper)
+        return all(name in state for name in ((*names, "step") if names else ())) and (
+            not self.has_master(param) or "master" in state
+        )
 
 
 SGD = Rule("sgd")
@@ -91,8 +129,13 @@ def apply_rule(rule: Rule, hyper: Hyper, param: Tensor, gradient: Tensor, state:
     :param skip: bool ``[]`` on the parameter's device; never read back.
     """
     dtype = gradient.dtype
-    names = rule.state_names(hyper)
-    old = param.to(dtype)
+    names = rule.moment_names(hyper)
+    target = rule.updated(param, state)
+    if isinstance(hyper.lr, Tensor):
+        lr = hyper.lr.to(param.device, torch.float64, non_blocking=True)
+    else:
+        lr = torch.full((), hyper.lr, dtype=torch.float64, device=param.device)
+    old = target.to(dtype)
     slots = [state[name].to(dtype) for name in names]
     g = -gradient if hyper.maximize else gradient
     if hyper.weight_decay != 0 and not hyper.decoupled:
@@ -105,21 +148,23 @@ def apply_rule(rule: Rule, hyper: Hyper, param: Tensor, gradient: Tensor, state:
             keep = 1 - hyper.dampening * (state["step"] != 0).to(dtype)
             slots[0] = hyper.momentum * slots[0] + keep * g
             direction = g + hyper.momentum * slots[0] if hyper.nesterov else slots[0]
-        new = old - hyper.lr * direction
+        new = old - lr.to(dtype) * direction
     else:
         step = state["step"].to(torch.float64) + 1
         correction1 = 1 - torch.pow(hyper.beta1, step)
         correction2 = 1 - torch.pow(hyper.beta2, step)
         if hyper.decoupled:
-            old = old * (1 - hyper.lr * hyper.weight_decay)
+            old = old * (1 - lr * hyper.weight_decay).to(dtype)
         slots[0] = slots[0] + (1 - hyper.beta1) * (g - slots[0])
         slots[1] = hyper.beta2 * slots[1] + (1 - hyper.beta2) * g * g
         if hyper.amsgrad:
             slots[2] = torch.maximum(slots[2], slots[1])
         denominator = slots[-1].sqrt() / correction2.sqrt().to(dtype) + hyper.eps
-        new = old - (hyper.lr / correction1).to(dtype) * (slots[0] / denominator)
+        new = old - (lr / correction1).to(dtype) * (slots[0] / denominator)
 
-    param.copy_(torch.where(skip, param, new.to(param.dtype)))
+    target.copy_(torch.where(skip, target, new.to(target.dtype)))
+    if target is not param:
+        param.copy_(torch.where(skip, param, target.to(param.dtype)))
     for name, value in zip(names, slots, strict=True):
         state[name].copy_(torch.where(skip, state[name], value.to(state[name].dtype)))
     if names:

@@ -185,7 +185,9 @@ void update_chunk(const StepPlan& plan, const Entry& entry, const Chunk& chunk, 
 
   const Operand* open[kMaxGrads];
   int m = 0;
-  bool direct = is_direct<T>(entry.param);
+  const Operand& updated = entry.updated();
+  const bool mastered = entry.master.data != nullptr;
+  bool direct = is_direct<T>(updated) && !mastered;
   for (int k = 0; k < plan.num_grads; ++k) {
     // A closed gate selects: the gradient behind it is not even read.
     if (entry.grads[k].data == nullptr || weights[k] == 0.0) continue;
@@ -200,11 +202,12 @@ void update_chunk(const StepPlan& plan, const Entry& entry, const Chunk& chunk, 
   for (int64_t done = 0; done < chunk.size; done += step) {
     const int64_t begin = chunk.begin + done;
     const int64_t n = std::min(step, chunk.size - done);
-    run.param = stage<T>(b, entry, entry.param, begin, n, buffers[0]);
+    run.param = stage<T>(b, entry, updated, begin, n, buffers[0]);
     for (int s = 0; s < num_states; ++s) run.states[s] = stage<T>(b, entry, entry.states[s], begin, n, buffers[1 + s]);
     for (int a = 0; a < m; ++a) run.grads[a] = stage<T>(b, entry, *open[a], begin, n, buffers[1 + kMaxStates + a]);
     b.update[static_cast<int>(kernel)][m](run, n);
-    unstage<T>(b, entry, entry.param, begin, n, run.param);
+    unstage<T>(b, entry, updated, begin, n, run.param);
+    if (mastered) unstage<T>(b, entry, entry.param, begin, n, run.param);
     for (int s = 0; s < num_states; ++s) unstage<T>(b, entry, entry.states[s], begin, n, run.states[s]);
   }
 }
@@ -275,7 +278,7 @@ void count_step(const StepPlan& plan) {
 
 }  // namespace
 
-bool step(const StepPlan& plan, double* stats) {
+void step(const StepPlan& plan, double* stats, double* skipped_steps) {
   const Schedule schedule(plan);
   const int size = gram_size(plan.num_grads);
   std::vector<double> partials(schedule.chunks.size() * size, 0.0);
@@ -293,8 +296,11 @@ bool step(const StepPlan& plan, double* stats) {
     }
     if (finite) for_my_ranges(schedule, [&](Range range) { update_phase(plan, schedule, range, weights.data()); });
   }
-  if (finite) count_step(plan);
-  return finite;
+  if (finite) {
+    count_step(plan);
+  } else if (skipped_steps != nullptr) {
+    *skipped_steps += 1.0;
+  }
 }
 
 void gram(const StepPlan& plan, double* out) {

@@ -6,9 +6,9 @@
 namespace gradprom::cpu {
 
 // The whole step in one parallel region: Gram matrix, gate, update. `stats` receives kStatsHeader +
-// rows * stats_row_size(num_aux) doubles. Returns false where a gradient was not finite: then nothing was written
-// but `stats`.
-bool step(const StepPlan& plan, double* stats);
+// rows * stats_row_size(num_aux) doubles. Where a gradient was not finite, nothing is written but `stats`, and
+// `skipped_steps`, unless it is null, counts one more.
+void step(const StepPlan& plan, double* stats, double* skipped_steps);
 
 // Phase 1 alone: `gram` receives rows * gram_size(num_grads) doubles.
 void gram(const StepPlan& plan, double* gram);

@@ -30,7 +30,8 @@ enum class Access : uint8_t {
 // A parameter with everything that belongs to it; csrc/gradprom/tensor_list.h's Entry without pointers to the host.
 struct Item {
   int64_t numel;
-  void* param;
+  void* param;                   // what the update reads and writes: the parameter, or its fp32 master;
+  void* rounded;                 // then the parameter, which receives the master's rounded values; else null
   const void* grads[kMaxGrads];  // null: absent, a zero
   void* states[kMaxStates];
   float* step;       // null for stateless rules
@@ -38,6 +39,7 @@ struct Item {
   int32_t row;       // of the Gram matrix it belongs to
   int32_t group;
   DType param_dtype;
+  DType rounded_dtype;
   DType grad_dtypes[kMaxGrads];
   DType state_dtypes[kMaxStates];
   Access access;
@@ -47,9 +49,10 @@ struct Item {
 };
 
 // Job::geometry holds, for an item that is not flat: ndim, the sizes, then the strides of every operand, flat ones too.
-// Operands are numbered: the parameter, the gradients, the states.
+// Operands are numbered: what is updated, its rounded copy, the gradients, the states.
 inline constexpr int kParamOperand = 0;
-inline constexpr int kGradOperand = 1;
+inline constexpr int kRoundedOperand = 1;
+inline constexpr int kGradOperand = 2;
 inline constexpr int kStateOperand = kGradOperand + kMaxGrads;
 inline constexpr int kOperands = kStateOperand + kMaxStates;
 
@@ -92,6 +95,7 @@ struct Job {
   void* prepared;    // one per item
   // Results, and decisions that somebody else has taken.
   double* stats;
+  double* skipped_steps;        // raised by 1 where nothing was updated; may be null
   double* gram;                 // [rows][gram_size(N)], or null: decide
   const double* given_weights;  // [rows][N], or null: decide
   const double* skip;           // with given_weights: not 0 where nothing may be written
@@ -102,7 +106,7 @@ struct Job {
 };
 
 // Images of these are compared byte by byte.
-static_assert(sizeof(Hyper) == 7 * sizeof(double) + 4 * sizeof(bool) + sizeof(uint32_t));
+static_assert(sizeof(Hyper) == sizeof(Scalar) + 6 * sizeof(double) + 4 * sizeof(bool) + sizeof(uint32_t));
 static_assert(sizeof(Share) == sizeof(int64_t) + 2 * sizeof(int32_t));
 
 using Kernel = void (*)(Job);

@@ -464,6 +464,7 @@ GP_DEVICE void finish_decision(const Job& job, Shared& shared, double squared, b
     job.stats[0] = finite ? 0.0 : 1.0;
     job.stats[1] = norm;
     job.stats[2] = shared.clip;
+    if (!finite && job.skipped_steps != nullptr) *job.skipped_steps += 1.0;
   }
 }
 
@@ -645,6 +646,7 @@ GP_DEVICE void update_vectors(const Item& item, const RuleOf<R, float>& rule, co
       for (int s = 0; s < kStates; ++s) states[s].set(j, y[s]);
     }
     store_pack(param, item.param, item.param_dtype, place);
+    if (item.rounded != nullptr) store_pack(param, item.rounded, item.rounded_dtype, place);
 #pragma unroll
     for (int s = 0; s < kStates; ++s) {
       if (s < item.num_states) store_pack(states[s], item.states[s], item.state_dtypes[s], place);
@@ -677,6 +679,9 @@ GP_DEVICE void update_elements(const Job& job, const Item& item, const RuleOf<R,
     }
     apply<R, T>(rule, item.num_states, combined, x, y);
     store_element(x, item.param, item.param_dtype, at);
+    if (item.rounded != nullptr) {
+      store_element(x, item.rounded, item.rounded_dtype, offset_of(job, item, kRoundedOperand, i));
+    }
 #pragma unroll
     for (int s = 0; s < kStates; ++s) {
       if (s < item.num_states) store_element(y[s], item.states[s], item.state_dtypes[s], state_at[s]);

@@ -130,9 +130,14 @@ struct Items {
       see(grad);
     }
     if (with_states) {
-      item.param = entry.param.data;
-      item.param_dtype = entry.param.dtype;
-      see(entry.param);
+      item.param = entry.updated().data;
+      item.param_dtype = entry.updated().dtype;
+      see(entry.updated());
+      if (entry.master.data != nullptr) {
+        item.rounded = entry.param.data;
+        item.rounded_dtype = entry.param.dtype;
+        see(entry.param);
+      }
       item.num_states = static_cast<uint8_t>(plan.num_states(plan.groups[entry.group]));
       if (item.num_states > 0) item.step = entry.step;
       for (int s = 0; s < item.num_states; ++s) {
@@ -150,6 +155,7 @@ struct Items {
     const auto start = static_cast<int64_t>(geometry.size());
     geometry.push_back(entry.ndim);
     geometry.insert(geometry.end(), entry.sizes, entry.sizes + entry.ndim);
+    add_strides(entry, entry.updated());
     add_strides(entry, entry.param);
     for (const Operand& grad : entry.grads) add_strides(entry, grad);
     for (const Operand& state : entry.states) add_strides(entry, state);
@@ -309,6 +315,7 @@ void upload(const std::vector<unsigned char>& bytes, void* to, cudaStream_t stre
 struct Scheduler::Request {
   uint32_t stages = 0;
   double* stats = nullptr;
+  double* skipped_steps = nullptr;
   double* gram = nullptr;
   const double* given_weights = nullptr;
   const double* skip = nullptr;
@@ -316,10 +323,11 @@ struct Scheduler::Request {
 
 void configure(const Options& wanted) { options() = wanted; }
 
-void Scheduler::step(const StepPlan& plan, double* stats, void* stream) {
+void Scheduler::step(const StepPlan& plan, double* stats, double* skipped_steps, void* stream) {
   Request request;
   request.stages = kMeasure | kUpdate | (plan.rows() == 1 ? 0u : static_cast<uint32_t>(kRows));
   request.stats = stats;
+  request.skipped_steps = skipped_steps;
   run(plan, request, stream);
 }
 
@@ -401,6 +409,7 @@ void Scheduler::run(const StepPlan& plan, const Request& request, void* stream_h
   job.outcomes = reinterpret_cast<double*>(base + outcomes_at);
   job.prepared = base + prepared_at;
   job.stats = request.stats;
+  job.skipped_steps = request.skipped_steps;
   job.gram = request.gram;
   job.given_weights = request.given_weights;
   job.skip = request.skip;

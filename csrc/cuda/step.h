@@ -29,9 +29,8 @@ class Scheduler {
   Scheduler(int device, Allocate allocate) : device_(device), allocate_(std::move(allocate)) {}
 
   // As cpu::step, gram and update, but the pointers are to device memory and the work is only enqueued on `stream` (a
-  // cudaStream_t). Whether a gradient was not finite is in stats[0]; `skip` points to a number that is not 0 where the
-  // update is to leave everything as it is.
-  void step(const StepPlan& plan, double* stats, void* stream);
+  // cudaStream_t). `skip` points to a number that is not 0 where the update is to leave everything as it is.
+  void step(const StepPlan& plan, double* stats, double* skipped_steps, void* stream);
   void gram(const StepPlan& plan, double* out, void* stream);
   void update(const StepPlan& plan, const double* weights, const double* skip, void* stream);
 

@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "gradprom/gram.h"
+#include "gradprom/scalar.h"
 
 namespace gradprom {
 
@@ -24,7 +25,7 @@ struct GateConfig {
   Gate gate = Gate::kHard;
   double threshold = 0.0;
   double max_grad_norm = 0.0;  // 0: no clipping
-  double aux_weight[kMaxAux] = {1.0, 1.0, 1.0, 1.0};
+  Scalar aux_weight[kMaxAux];
 };
 
 // The decision for one row: the whole model, or one tensor where granularity is "tensor".
@@ -65,7 +66,7 @@ GP_HD Decision decide(const double* gram, int n, const GateConfig& config) {
       case Gate::kProject:
         gate = 1.0;
         // g_k - (<g_0, g_k> / |g_0|^2) g_0, times lambda_k: the second term is a weight on g_0.
-        if (cosine < 0.0) d.main_weight -= config.aux_weight[k - 1] * (dot / gram[0]);
+        if (cosine < 0.0) d.main_weight -= config.aux_weight[k - 1].get() * (dot / gram[0]);
         break;
     }
     d.cosine[k - 1] = cosine;
@@ -78,7 +79,7 @@ GP_HD Decision decide(const double* gram, int n, const GateConfig& config) {
 // Weights of the sum, w_0 for the main gradient. A weight of exactly 0 deselects its gradient: nobody multiplies by it.
 GP_HD void weights_of(const Decision& d, const GateConfig& config, int n, double* weights) {
   weights[0] = d.main_weight;
-  for (int k = 1; k < n; ++k) weights[k] = d.gate[k - 1] * config.aux_weight[k - 1];
+  for (int k = 1; k < n; ++k) weights[k] = d.gate[k - 1] * config.aux_weight[k - 1].get();
 }
 
 // |sum_k w_k g_k|^2 = w' G w. Rounding may leave a tiny negative number where gradients cancel.

@@ -37,6 +37,7 @@ struct Entry {
   int32_t ndim = 0;
   const int64_t* sizes = nullptr;
   Operand param;
+  Operand master;  // fp32 twin of a 16-bit parameter, or absent
   Operand grads[kMaxGrads];
   Operand states[kMaxStates];
   float* step = nullptr;  // number of updates this parameter has had; null for stateless rules
@@ -48,6 +49,9 @@ struct Entry {
     }
     return false;
   }
+
+  // What the update reads and writes. Where it is a master, the parameter only receives its rounded values.
+  const Operand& updated() const { return master.data != nullptr ? master : param; }
 
   // Arithmetic is fp64 where the parameter or a gradient is, else fp32.
   bool needs_fp64() const {
@@ -64,11 +68,15 @@ struct StepPlan {
   GateConfig gate;
   int num_grads = 1;
   bool per_tensor = false;
+  bool master_weights = false;  // 16-bit parameters have an fp32 master
 
   // Gram matrices: one for the model, or one per tensor.
   int rows() const { return per_tensor ? static_cast<int>(entries.size()) : 1; }
   int64_t row_of(int64_t entry) const { return per_tensor ? entry : 0; }
 
+  bool has_master(const Entry& entry) const { return master_weights && size_of(entry.param.dtype) == 2; }
+
+  // Moments; on top of them comes the master, where there is one.
   int num_states(const Hyper& hyper) const {
     if (rule == Rule::kSgd) return hyper.momentum != 0.0 ? 1 : 0;
     return hyper.amsgrad ? 3 : 2;

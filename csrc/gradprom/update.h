@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "gradprom/platform.h"
+#include "gradprom/scalar.h"
 
 namespace gradprom {
 
@@ -12,7 +12,7 @@ enum class Rule : int32_t { kSgd, kAdam };
 
 // Hyper-parameters of one parameter group, named as in torch.optim.
 struct Hyper {
-  double lr = 1e-3;
+  Scalar lr;
   double weight_decay = 0.0;
   // SGD
   double momentum = 0.0;
@@ -36,7 +36,7 @@ struct Sgd {
   GP_HD static Sgd prepare(const Hyper& h, double steps_before) {
     const bool first = steps_before == 0.0;  // torch.optim starts the buffer as a copy of the gradient
     Sgd s;
-    s.lr = static_cast<T>(h.lr);
+    s.lr = static_cast<T>(h.lr.get());
     s.weight_decay = static_cast<T>(h.weight_decay);
     s.momentum = static_cast<T>(h.momentum);
     s.keep = static_cast<T>(first ? 1.0 : 1.0 - h.dampening);
@@ -63,11 +63,12 @@ struct Adam {
 
   GP_HD static Adam prepare(const Hyper& h, double steps_before) {
     const double step = steps_before + 1.0;
+    const double lr = h.lr.get();
     const double correction1 = 1.0 - std::pow(h.beta1, step);
     const double correction2 = 1.0 - std::pow(h.beta2, step);
     Adam a;
-    a.step_size = static_cast<T>(h.lr / correction1);
-    a.shrink = static_cast<T>(h.decoupled ? 1.0 - h.lr * h.weight_decay : 1.0);
+    a.step_size = static_cast<T>(lr / correction1);
+    a.shrink = static_cast<T>(h.decoupled ? 1.0 - lr * h.weight_decay : 1.0);
     a.weight_decay = static_cast<T>(h.weight_decay);
     a.one_minus_beta1 = static_cast<T>(1.0 - h.beta1);
     a.beta2 = static_cast<T>(h.beta2);
