@@ -23,8 +23,8 @@ def gradprom_(
     main_grads: Sequence[Tensor | None],
     aux_grads: OneOrSeveral,
     *,
-    lr: float = 1e-3,
-    aux_weight: float | Sequence[float] = 1.0,
+    lr: float | Tensor = 1e-3,
+    aux_weight: float | Sequence[float] | Tensor = 1.0,
     gate: str | GatePolicy = "hard",
     threshold: float = 0.0,
     granularity: str = "global",
@@ -39,8 +39,9 @@ def gradprom_(
     :param main_grads: gradient of the main loss, one tensor per parameter, in its shape and on its device, with any
         strides and any of these dtypes; ``None`` is a zero. A parameter without any gradient is left alone.
     :param aux_grads: gradients of the auxiliary loss, likewise; or a sequence of such sequences for several.
-    :param lr: learning rate, >= 0.
-    :param aux_weight: lambda, one number or one per auxiliary.
+    :param lr: learning rate, >= 0; a number, or a float32 or float64 tensor of one element.
+    :param aux_weight: lambda, one number or one per auxiliary, or a tensor of those. Tensors on the parameters' device
+        are read there.
     :param gate: ``"hard"`` (open where the cosine reaches ``threshold``), ``"soft"`` (weight ``max(0, cosine)``),
         ``"always"``, ``"never"``, ``"project"`` or a :class:`~gradprom_ext.GatePolicy`.
     :param threshold: cosine in [-1, 1], for ``"hard"`` and ``"soft"``.
@@ -60,7 +61,7 @@ def gradprom_(
     >>> theta[0].tolist(), stats.gate.tolist()
     ([0.0, 0.5], [1.0])
     """
-    if not lr >= 0:
+    if not isinstance(lr, Tensor) and not lr >= 0:
         raise ValueError(f"lr must be a number >= 0, got {lr}")
     config = StepConfig.make(
         aux_weight=aux_weight,
@@ -78,7 +79,7 @@ def gradprom_(
     if not theta:
         return _no_parameters(len(aux), config)
     stepper = Stepper(rules.SGD, theta, [0] * len(theta), [{} for _ in theta], len(aux), config)
-    return stepper.step(main, aux, [rules.Hyper(lr=float(lr))])
+    return stepper.step(main, aux, [rules.Hyper(lr=lr if isinstance(lr, Tensor) else float(lr))])
 
 
 @torch.no_grad()
@@ -86,7 +87,7 @@ def gradient_stats(
     main_grads: Sequence[Tensor | None],
     aux_grads: OneOrSeveral,
     *,
-    aux_weight: float | Sequence[float] = 1.0,
+    aux_weight: float | Sequence[float] | Tensor = 1.0,
     gate: str | GatePolicy = "hard",
     threshold: float = 0.0,
     granularity: str = "global",

@@ -25,12 +25,12 @@ from hypothesis import strategies as st
 import gradprom_ext as gp
 from gradprom_ext import backends
 
-from . import test_gate, test_layout, test_optim, test_semantics
+from . import test_device_numbers, test_gate, test_layout, test_master_weights, test_optim, test_semantics
 from .test_semantics import bits
 
 ROOT = Path(__file__).resolve().parents[2]
 
-for _module in (test_gate, test_layout, test_optim, test_semantics):
+for _module in (test_gate, test_layout, test_optim, test_semantics, test_master_weights, test_device_numbers):
     globals().update({name: test for name, test in vars(_module).items() if name.startswith("test_")})
 
 
