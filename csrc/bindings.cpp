@@ -217,22 +217,6 @@ class Plan {
     return true;
   }
 
-  // Indices of parameters that have a gradient but lack a state tensor their group's rule needs.
-  std::vector<size_t> missing_states(const std::vector<Group>& groups) {
-    std::vector<size_t> missing;
-    for (size_t i = 0; i < members_.size(); ++i) {
-      const Entry& entry = plan_.entries[i];
-      if (!entry.active(plan_.num_grads)) continue;
-      const Member& m = members_[i];
-      const int wanted = plan_.num_states(groups.at(entry.group).hyper);
-      bool complete = wanted == 0 || m.find(step_name_) != nullptr;
-      for (int s = 0; s < wanted && complete; ++s) complete = m.find(state_names_[s]) != nullptr;
-      if (complete && plan_.has_master(entry)) complete = m.find(master_name_) != nullptr;
-      if (!complete) missing.push_back(i);
-    }
-    return missing;
-  }
-
   // Reads the gradients of this step. Nothing is written before every tensor has been checked.
   void bind_gradients(const py::sequence& main, const py::sequence& aux) {
     bind_gradient_list(main, 0, [](size_t i) { return "main_grads[" + std::to_string(i) + "]"; });
@@ -243,44 +227,29 @@ class Plan {
     }
   }
 
-  // Everything that is about to be written.
-  void bind_states(const std::vector<Group>& groups) {
-    plan_.groups.resize(groups.size());
-    for (size_t g = 0; g < groups.size(); ++g) {
-      plan_.groups[g] = groups[g].hyper;
-      if (!groups[g].lr.is_none()) plan_.groups[g].lr = scalar(groups[g].lr, 1, "lr")[0];
-    }
+  // Looks at everything that is about to be written. Returns the indices of parameters that have a gradient but lack a
+  // state tensor their group's rule needs; when those have been made, this is to be called again.
+  std::vector<size_t> bind_states(const std::vector<Group>& groups) {
+    bind_groups(groups);
+    std::vector<size_t> missing;
     for (size_t i = 0; i < members_.size(); ++i) {
       if (!members_[i].space->injective()) {
         throw py::value_error("params[" + std::to_string(i) +
                               "] is a view in which several elements share one memory "
                               "address (an expanded tensor?); it cannot be updated in place, clone it first");
       }
-      Entry& entry = plan_.entries[i];
-      if (!entry.active(plan_.num_grads)) continue;
-      Member& m = members_[i];
-      if (plan_.has_master(entry)) {
-        bind_state(i, kMasterState, master_name_, entry.master);
-        if (entry.master.dtype != DType::kF32) {
-          throw py::type_error("state of params[" + std::to_string(i) + "]['master'] must be a float32 tensor");
-        }
-      }
-      const int wanted = plan_.num_states(plan_.groups.at(entry.group));
-      for (int s = 0; s < wanted; ++s) bind_state(i, s, state_names_[s], entry.states[s]);
-      if (wanted == 0) continue;
-      PyObject* const step = m.find(step_name_);
-      if (step != m.step.ptr()) {
-        Tensor t;
-        const auto name = [i] { return "state of params[" + std::to_string(i) + "]['step']"; };
-        reader().read(step, t, name);
-        if (t.view.dtype != DType::kF32 || t.view.ndim != 0) {
-          throw py::type_error(name() + " must be a float32 tensor of no dimensions");
-        }
-        check_device(t, name);
-        m.step = py::reinterpret_borrow<py::object>(step);
-        entry.step = static_cast<float*>(t.view.data);
-      }
+      if (plan_.entries[i].active(plan_.num_grads) && !bind_member_states(i)) missing.push_back(i);
     }
+    states_bound_ = missing.empty();
+    return missing;
+  }
+
+  // Before every use: what may have happened to the states since the last step is not known.
+  void require_states(const std::vector<Group>& groups) {
+    if (!states_bound_ && !bind_states(groups).empty()) {
+      throw std::runtime_error("state tensors are missing; call bind_states first");
+    }
+    states_bound_ = false;
   }
 
   void bind_gate(const GateSettings& gate) {
@@ -331,12 +300,60 @@ class Plan {
     std::array<std::vector<int64_t>, kMaxGrads> grad_strides;
     std::array<std::vector<int64_t>, kMaxStates + 1> state_strides;
 
+    // What the state dict held when its tensors were last looked up, key and value in turn, and under which rule.
+    std::vector<PyObject*> seen;
+    int seen_states = -1;
+
     PyObject* find(const py::str& name) const { return PyDict_GetItem(state.ptr(), name.ptr()); }
+
+    // Cheaper than looking every name up. The tensors that matter are kept alive, so their addresses are theirs.
+    bool same_state(int num_states) const {
+      if (num_states != seen_states) return false;
+      PyObject *key, *value;
+      Py_ssize_t position = 0;
+      size_t i = 0;
+      for (; PyDict_Next(state.ptr(), &position, &key, &value) != 0; i += 2) {
+        if (i >= seen.size() || seen[i] != key || seen[i + 1] != value) return false;
+      }
+      return i == seen.size();
+    }
+
+    void remember_state(int num_states) {
+      seen_states = num_states;
+      seen.clear();
+      PyObject *key, *value;
+      for (Py_ssize_t position = 0; PyDict_Next(state.ptr(), &position, &key, &value) != 0;) {
+        seen.push_back(key);
+        seen.push_back(value);
+      }
+    }
 
     TensorView view(const Entry& entry) const {
       return {entry.param.data, entry.param.dtype, static_cast<int>(shape.size()), shape.data(), strides.data()};
     }
   };
+
+  void bind_groups(const std::vector<Group>& groups) {
+    if (plan_.groups.size() != groups.size()) {
+      plan_.groups.resize(groups.size());
+      ++plan_.revision;
+    }
+    for (size_t g = 0; g < groups.size(); ++g) {
+      Hyper hyper = groups[g].hyper;
+      if (!groups[g].lr.is_none()) hyper.lr = scalar(groups[g].lr, 1, "lr")[0];
+      if (plan_.num_states(hyper) != plan_.num_states(plan_.groups[g])) ++plan_.revision;
+      plan_.groups[g] = hyper;
+    }
+  }
+
+  // Puts an operand in its place. Strides are behind a pointer and may have changed without it.
+  void place(Operand& slot, const Operand& operand) {
+    if (slot.data != operand.data || slot.dtype != operand.dtype || slot.strides != nullptr ||
+        operand.strides != nullptr) {
+      ++plan_.revision;
+    }
+    slot = operand;
+  }
 
   static TensorReader& reader() { return TensorReader::instance(); }
 
@@ -376,7 +393,7 @@ class Plan {
     if (!on_device(t)) return false;
     const bool known = m.space != nullptr && entry.param.dtype == t.view.dtype && same_layout(m.view(entry), t.view);
     if (known) {
-      entry.param.data = t.view.data;
+      place(entry.param, Operand{t.view.data, t.view.dtype, entry.param.strides});
       return true;
     }
     m.space = std::make_unique<IndexSpace>(t.view);
@@ -386,12 +403,14 @@ class Plan {
       m.strides.resize(t.view.ndim);
       for (int64_t d = t.view.ndim, s = 1; d-- > 0; s *= t.view.shape[d]) m.strides[d] = s;
     }
-    entry.param = m.space->operand(t.view, m.param_strides);
+    place(entry.param, m.space->operand(t.view, m.param_strides));
+    ++plan_.revision;
     entry.numel = m.space->numel();
     entry.ndim = m.space->ndim();
     entry.sizes = m.space->sizes();
     for (auto& state : m.state_tensors) state = py::object();  // their operands belong to the old index space
     entry.master = Operand{};
+    m.seen.clear();
     return true;
   }
 
@@ -419,19 +438,64 @@ class Plan {
     for (size_t i = 0; i < members_.size(); ++i) {
       Entry& entry = plan_.entries[i];
       const py::object gradient = grads[i];
-      entry.grads[k] = Operand{};
-      if (gradient.is_none()) continue;
-      entry.grads[k] = bind(members_[i], entry, gradient.ptr(), members_[i].grad_strides[k], [&] { return name(i); });
+      Operand operand;
+      if (!gradient.is_none()) {
+        operand = bind(members_[i], entry, gradient.ptr(), members_[i].grad_strides[k], [&] { return name(i); });
+      }
+      place(entry.grads[k], operand);
     }
   }
 
-  void bind_state(size_t i, int s, const py::str& name, Operand& out) {
+  // Whether all state tensors of a parameter are there.
+  bool bind_member_states(size_t i) {
+    Member& m = members_[i];
+    Entry& entry = plan_.entries[i];
+    const int wanted = plan_.num_states(plan_.groups.at(entry.group));
+    if (wanted == 0 && !plan_.has_master(entry)) return true;
+    if (m.same_state(wanted)) return true;
+    if (plan_.has_master(entry)) {
+      if (!bind_state(i, kMasterState, master_name_, entry.master)) return false;
+      if (entry.master.dtype != DType::kF32) {
+        throw py::type_error("state of params[" + std::to_string(i) + "]['master'] must be a float32 tensor");
+      }
+    }
+    for (int s = 0; s < wanted; ++s) {
+      if (!bind_state(i, s, state_names_[s], entry.states[s])) return false;
+    }
+    if (wanted > 0 && !bind_step(i)) return false;
+    m.remember_state(wanted);
+    return true;
+  }
+
+  bool bind_step(size_t i) {
+    Member& m = members_[i];
+    PyObject* const step = m.find(step_name_);
+    if (step == nullptr) return false;
+    if (step == m.step.ptr()) return true;
+    Tensor t;
+    const auto name = [i] { return "state of params[" + std::to_string(i) + "]['step']"; };
+    reader().read(step, t, name);
+    if (t.view.dtype != DType::kF32 || t.view.ndim != 0) {
+      throw py::type_error(name() + " must be a float32 tensor of no dimensions");
+    }
+    check_device(t, name);
+    m.step = py::reinterpret_borrow<py::object>(step);
+    plan_.entries[i].step = static_cast<float*>(t.view.data);
+    ++plan_.revision;
+    return true;
+  }
+
+  bool bind_state(size_t i, int s, const py::str& name, Operand& out) {
     Member& m = members_[i];
     PyObject* const tensor = m.find(name);
-    if (tensor == m.state_tensors[s].ptr()) return;
-    out = bind(m, plan_.entries[i], tensor, m.state_strides[s],
-               [&] { return "state of params[" + std::to_string(i) + "][" + std::string(py::repr(name)) + "]"; });
+    if (tensor == nullptr) return false;
+    if (tensor == m.state_tensors[s].ptr()) return true;
+    const Operand operand = bind(m, plan_.entries[i], tensor, m.state_strides[s], [&] {
+      return "state of params[" + std::to_string(i) + "][" + std::string(py::repr(name)) + "]";
+    });
+    place(out, operand);
     m.state_tensors[s] = py::reinterpret_borrow<py::object>(tensor);
+    return true;
   }
 
   // `count` numbers from a tensor of so many elements, or of one for all: on this plan's device they are read when the
@@ -466,6 +530,7 @@ class Plan {
   StepPlan plan_;
   std::deque<Member> members_;
   std::vector<py::str> state_names_;
+  bool states_bound_ = false;
   py::str step_name_{"step"};
   py::str master_name_{"master"};
   std::optional<DLDevice> device_;
@@ -476,7 +541,7 @@ class Plan {
 
 void step(Plan& plan, const std::vector<Group>& groups, const GateSettings& gate, const py::object& stats,
           const py::object& skipped_steps) {
-  plan.bind_states(groups);
+  plan.require_states(groups);
   plan.bind_gate(gate);
   StepPlan& p = plan.step_plan();
   double* const out = plan.doubles(stats, kStatsHeader + p.rows() * stats_row_size(p.num_grads - 1), "stats");
@@ -499,7 +564,7 @@ void gram(Plan& plan, const py::object& out) {
 }
 
 void update(Plan& plan, const std::vector<Group>& groups, const py::object& weights, const py::object& skip) {
-  plan.bind_states(groups);
+  plan.require_states(groups);
   StepPlan& p = plan.step_plan();
   const double* const values = plan.doubles(weights, p.rows() * p.num_grads, "weights");
   const double* const flag = plan.doubles(skip, 1, "skip");
@@ -607,7 +672,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("per_tensor"), py::arg("master_weights"))
       .def("matches", &Plan::matches)
       .def("bind_gradients", &Plan::bind_gradients, py::arg("main"), py::arg("aux"))
-      .def("missing_states", &Plan::missing_states, py::arg("groups"))
+      .def("bind_states", &Plan::bind_states, py::arg("groups"))
       .def("step", &step, py::arg("groups"), py::arg("gate"), py::arg("stats"), py::arg("skipped_steps"))
       .def("gram", &gram, py::arg("out"))
       .def("update", &update, py::arg("groups"), py::arg("weights"), py::arg("skip"));

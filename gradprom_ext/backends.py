@@ -8,6 +8,7 @@ somebody else decides (several devices, or a policy written in Python).
 from __future__ import annotations
 
 import functools
+import operator
 import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -136,6 +137,8 @@ class CompiledPlan:
         self._rows = len(params) if per_tensor else None
         self._seen: Sequence[Hyper] = ()
         self._converted: list[Any] = []
+        self._gate: Any = None
+        self._gate_key: tuple[Any, ...] = ()
         self._plan = self._c.Plan(
             rule=getattr(self._c.Rule, rule.name),
             params=params,
@@ -149,7 +152,7 @@ class CompiledPlan:
         self.bind_gradients = self._plan.bind_gradients
 
     def missing_states(self, hypers: Sequence[Hyper]) -> list[int]:
-        return self._plan.missing_states(self._settings(hypers))
+        return self._plan.bind_states(self._settings(hypers))
 
     def gram(self) -> Tensor:
         n = self._num_aux + 1
@@ -175,13 +178,16 @@ class CompiledPlan:
     ) -> GateStats:
         rows = self._rows if self._rows is not None else 1
         stats = self._empty((packed_size(rows, self._num_aux),))
-        gate = self._c.GateSettings(
-            gate=getattr(self._c.Gate, str(policy.kernel)),
-            threshold=policy.threshold,
-            max_grad_norm=max_grad_norm or 0.0,
-            aux_weight=aux_weight,
-        )
-        self._plan.step(self._settings(hypers), gate, stats, skipped_steps)
+        key = (policy.kernel, policy.threshold, aux_weight, max_grad_norm)
+        if self._gate is None or not all(map(operator.is_, key, self._gate_key)):
+            self._gate_key = key
+            self._gate = self._c.GateSettings(
+                gate=getattr(self._c.Gate, str(policy.kernel)),
+                threshold=policy.threshold,
+                max_grad_norm=max_grad_norm or 0.0,
+                aux_weight=aux_weight,
+            )
+        self._plan.step(self._settings(hypers), self._gate, stats, skipped_steps)
         # The kernels write through raw pointers; autograd must still notice that saved parameters are stale.
         torch.autograd.graph.increment_version(self._params)
         return GateStats(stats, self._num_aux, self._rows)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.optim import optimizer as torch_optimizer
 
 from . import _checks, rules
 from ._step import StepConfig, Stepper, check_aux_weight, refuse_capture
@@ -135,7 +136,7 @@ class _GradPromOptimizer(torch.optim.Optimizer):
     @property
     def backend(self) -> str:
         """Name of the backend that steps these parameters, e.g. ``"cpu"``; joined by ``+`` over several devices."""
-        return "+".join(dict.fromkeys(b.name for b in self._plan(max(len(self.aux_grads), 1)).backends))
+        return "+".join(dict.fromkeys(b.name for b in self._plan(max(len(self.aux_grads), 1), self._params()).backends))
 
     @property
     def aux_weight(self) -> float | tuple[float, ...] | Tensor:
@@ -202,7 +203,6 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         self.aux_grads = aux_grads
         self._captured = [(g, g._version if g is not None else 0) for g in main_grads] if aux_losses else []
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Gates and updates, from ``.grad`` (the main gradients) and what :meth:`backward` captured.
 
@@ -217,6 +217,26 @@ class _GradPromOptimizer(torch.optim.Optimizer):
             raise TypeError(
                 f"{type(self).__name__}.step takes no closure: call backward(main_loss, aux_loss) first, then step()"
             )
+        if self._is_watched():
+            self._watched_step()
+        else:
+            self._step()
+
+    # torch.optim wraps every `step` for profilers and hooks, whether there are any or not, and that takes as long as
+    # binding a hundred tensors. This says that it has been done.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _is_watched(self) -> bool:
+        return bool(
+            torch.autograd._profiler_enabled()
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+        )
+
+    @torch.no_grad()
+    def _step(self) -> None:
         if hasattr(self, "found_inf"):
             raise RuntimeError(
                 f"{type(self).__name__} does not work with torch.amp.GradScaler: the scaler does not see the auxiliary "
@@ -231,7 +251,7 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         if self._rule.master_weights:
             self._refresh_masters(params)
         hypers = [self._rule.hyper(group) for group in self.param_groups]
-        stepper = self._plan(len(self.aux_grads))
+        stepper = self._plan(len(self.aux_grads), params)
         try:
             self.stats = stepper.step(main, self.aux_grads, hypers, self._skipped_steps)
         except (TypeError, ValueError, RuntimeError):
@@ -239,6 +259,8 @@ class _GradPromOptimizer(torch.optim.Optimizer):
             raise
         if self._rule.master_weights:
             self._versions = [p._version for p in params]
+
+    _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
 
     def _put_numbers_on_device(self, device: torch.device) -> None:
         """A captured graph knows a number as it was, and a tensor as it is. Schedulers write into tensors."""
@@ -267,8 +289,7 @@ class _GradPromOptimizer(torch.optim.Optimizer):
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _plan(self, num_aux: int) -> Stepper:
-        params = self._params()
+    def _plan(self, num_aux: int, params: list[Tensor]) -> Stepper:
         stepper = self._stepper
         if stepper is None or not self._same_states() or not stepper.fits(params, num_aux, self._config):
             groups = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]

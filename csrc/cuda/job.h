@@ -81,12 +81,16 @@ enum Stage : uint32_t {
   kUpdate = 4,
 };
 
+// Hyper-parameters travel in the arguments of the kernel, because schedulers change them at every step; those of
+// further groups lie in device memory.
+inline constexpr int kInlineGroups = 16;
+
 struct Job {
   // Written by the host.
   const Item* items;
   const Share* shares;       // [blocks + 1]
   const int32_t* row_slots;  // [rows + 1]: the slots of row r are row_slots[r] .. row_slots[r + 1]
-  const Hyper* groups;
+  const Hyper* further_groups;
   const int64_t* geometry;
   // Written in one stage, read in a later one.
   double* partials;  // [slots][gram_size(N)]
@@ -103,6 +107,7 @@ struct Job {
   uint32_t stages;
   int32_t on_chip_bytes;  // shared memory for gradients; 0 unless one launch measures and updates
   GateConfig gate;
+  Hyper groups[kInlineGroups];
 };
 
 // Images of these are compared byte by byte.

@@ -536,6 +536,10 @@ GP_DEVICE PreparedOf<R>* prepared(const Job& job) {
   return static_cast<PreparedOf<R>*>(job.prepared);
 }
 
+GP_DEVICE const Hyper& hyper_of(const Job& job, const Item& item) {
+  return item.group < kInlineGroups ? job.groups[item.group] : job.further_groups[item.group - kInlineGroups];
+}
+
 // Reads the step counters. Everybody else reads what this leaves, so a counter can be raised by its owner at any time
 // after the barrier.
 template <Rule R>
@@ -543,7 +547,7 @@ GP_DEVICE void prepare_rules(const Job& job, const Walk& walk) {
   for (int s = threadIdx.x; s < walk.count(); s += kThreads) {
     if (!walk.owns(s)) continue;
     const Item& item = job.items[walk.item(s)];
-    const Hyper& hyper = job.groups[item.group];
+    const Hyper& hyper = hyper_of(job, item);
     const double steps = item.step != nullptr ? static_cast<double>(*item.step) : 0.0;
     PreparedOf<R>& out = prepared<R>(job)[walk.item(s)];
     if (item.wide) {
@@ -696,7 +700,7 @@ GP_DEVICE void update(const Job& job, const Walk& walk, OnChip& on_chip, const c
   for (int s = walk.count(); s-- > 0;) {
     const Item& item = job.items[walk.item(s)];
     const double* const row = weights + static_cast<int64_t>(item.row) * N;
-    const bool maximize = job.groups[item.group].maximize;
+    const bool maximize = hyper_of(job, item).maximize;
     const int64_t begin = walk.begin(s);
     const int64_t end = walk.end(s, item);
     const int64_t body = vector_part(end - begin, item.access);

@@ -4,7 +4,7 @@
 // arguments of a small kernel, 32 KB at a time, and only when it differs from what is there already: gradients mostly
 // come back at the same addresses, so a step in full swing is one launch. Arguments are copied when a kernel is
 // enqueued, so there is no pinned memory, no event and no lifetime to look after, and a CUDA graph carries its own
-// copy.
+// copy. What changes at every step, as learning rates do, is in the arguments of the step itself.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -173,6 +173,17 @@ struct Items {
   }
 };
 
+// Hyper-parameters that do not fit into the arguments of the kernel.
+std::vector<Hyper> further_groups(const StepPlan& plan, bool with_states) {
+  if (!with_states || plan.groups.size() <= kInlineGroups) return {};
+  return {plan.groups.begin() + kInlineGroups, plan.groups.end()};
+}
+
+// Hyper-parameters have no padding.
+bool same_bytes(const std::vector<Hyper>& a, const std::vector<Hyper>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(Hyper)) == 0);
+}
+
 // Gives every block a share of about the same cost, and every partial Gram matrix a slot. In the order of the slots
 // come the rows, and within a row the blocks.
 struct Partition {
@@ -321,6 +332,23 @@ struct Scheduler::Request {
   const double* skip = nullptr;
 };
 
+struct Scheduler::Resident {
+  Memory memory;  // lives from step to step, and belongs to
+  void* stream = nullptr;
+  size_t capacity = 0;
+  std::vector<unsigned char> image;  // what its first bytes hold
+  // Made from:
+  uint64_t revision = 0;
+  std::vector<Hyper> further;
+  Options options;
+  // Everything about the plan that stays the same from step to step.
+  Job job{};
+  int blocks = 0;
+};
+
+Scheduler::Scheduler(int device, Allocate allocate) : device_(device), allocate_(std::move(allocate)) {}
+Scheduler::~Scheduler() = default;
+
 void configure(const Options& wanted) { options() = wanted; }
 
 void Scheduler::step(const StepPlan& plan, double* stats, double* skipped_steps, void* stream) {
@@ -346,26 +374,35 @@ void Scheduler::update(const StepPlan& plan, const double* weights, const double
   run(plan, request, stream);
 }
 
-void Scheduler::run(const StepPlan& plan, const Request& request, void* stream_handle) {
-  const DeviceGuard guard(device_);
+Scheduler::Resident& Scheduler::resident(const StepPlan& plan, bool with_states, void* stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  const bool updates = (request.stages & kUpdate) != 0;
+  const Options& opts = options();
+  std::unique_ptr<Resident>& slot = residents_[with_states ? 1 : 0];
+  if (slot == nullptr) slot = std::make_unique<Resident>();
+  Resident& r = *slot;
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &capture), "cudaStreamIsCapturing");
+  const bool captured = capture != cudaStreamCaptureStatusNone;
+  std::vector<Hyper> further = further_groups(plan, with_states);
+  if (r.revision == plan.revision && same_bytes(r.further, further) && r.options == opts && r.stream == stream_handle &&
+      !captured) {
+    return r;
+  }
+
   const int n = plan.num_grads;
   const int rows = plan.rows();
-  const Options& opts = options();
-  Limits& limits = limits_of(plan.rule, n, device_);
-
-  const Items entries(plan, updates);
+  const Limits& limits = limits_of(plan.rule, n, device_);
+  const Items entries(plan, with_states);
   const int64_t most = std::max<int64_t>(1, Partition::cost(entries.items) / kGrain);
-  const int blocks = static_cast<int>(
+  r.blocks = static_cast<int>(
       std::min<int64_t>(most, opts.max_blocks > 0 ? std::min(opts.max_blocks, limits.blocks) : limits.blocks));
-  const Partition partition(entries.items, rows, blocks);
+  const Partition partition(entries.items, rows, r.blocks);
 
   Image image;
   const size_t items_at = image.append(entries.items);
   const size_t shares_at = image.append(partition.shares);
   const size_t row_slots_at = image.append(partition.row_slots);
-  const size_t groups_at = image.append(updates ? plan.groups : std::vector<Hyper>{});
+  const size_t further_at = image.append(further);
   const size_t geometry_at = image.append(entries.geometry);
   const size_t partials_at = image.bytes().size();
   const size_t weights_at = partials_at + aligned(sizeof(double) * partition.slots * gram_size(n));
@@ -375,54 +412,72 @@ void Scheduler::run(const StepPlan& plan, const Request& request, void* stream_h
 
   // A graph that is being captured gets memory of its own, from the graph's pool: what other steps leave in theirs is
   // not there when the graph is replayed.
-  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  check(cudaStreamIsCapturing(stream, &capture), "cudaStreamIsCapturing");
   Memory memory;
-  if (capture != cudaStreamCaptureStatusNone) {
+  if (captured) {
     memory = allocate_(bytes);
     upload(image.bytes(), memory.get(), stream);
+    r.revision = 0;
   } else {
-    if (memory_ == nullptr || bytes > capacity_ || stream != stream_) {
-      memory_.reset();
-      image_.clear();
-      memory_ = allocate_(bytes);
-      capacity_ = bytes;
-      stream_ = stream;
+    if (r.memory == nullptr || bytes > r.capacity || stream_handle != r.stream) {
+      r.memory.reset();
+      r.image.clear();
+      r.memory = allocate_(bytes);
+      r.capacity = bytes;
+      r.stream = stream_handle;
     }
-    memory = memory_;
-    if (image_ != image.bytes()) {
-      image_.clear();  // unknown, should the upload fail half way
+    memory = r.memory;
+    if (r.image != image.bytes()) {
+      r.image.clear();  // unknown, should the upload fail half way
+      r.revision = 0;
       upload(image.bytes(), memory.get(), stream);
-      image_.swap(image.bytes());
+      r.image.swap(image.bytes());
     }
+    r.revision = plan.revision;
+    r.further.swap(further);
+    r.options = opts;
   }
 
   char* const base = static_cast<char*>(memory.get());
-  Job job{};
-  job.items = reinterpret_cast<const Item*>(base + items_at);
-  job.shares = reinterpret_cast<const Share*>(base + shares_at);
-  job.row_slots = reinterpret_cast<const int32_t*>(base + row_slots_at);
-  job.groups = reinterpret_cast<const Hyper*>(base + groups_at);
-  job.geometry = reinterpret_cast<const int64_t*>(base + geometry_at);
-  job.partials = reinterpret_cast<double*>(base + partials_at);
-  job.weights = reinterpret_cast<double*>(base + weights_at);
-  job.outcomes = reinterpret_cast<double*>(base + outcomes_at);
-  job.prepared = base + prepared_at;
+  r.job = Job{};
+  r.job.items = reinterpret_cast<const Item*>(base + items_at);
+  r.job.shares = reinterpret_cast<const Share*>(base + shares_at);
+  r.job.row_slots = reinterpret_cast<const int32_t*>(base + row_slots_at);
+  r.job.further_groups = reinterpret_cast<const Hyper*>(base + further_at);
+  r.job.geometry = reinterpret_cast<const int64_t*>(base + geometry_at);
+  r.job.partials = reinterpret_cast<double*>(base + partials_at);
+  r.job.weights = reinterpret_cast<double*>(base + weights_at);
+  r.job.outcomes = reinterpret_cast<double*>(base + outcomes_at);
+  r.job.prepared = base + prepared_at;
+  r.job.rows = rows;
+  return r;
+}
+
+void Scheduler::run(const StepPlan& plan, const Request& request, void* stream_handle) {
+  const DeviceGuard guard(device_);
+  const auto stream = static_cast<cudaStream_t>(stream_handle);
+  const bool updates = (request.stages & kUpdate) != 0;
+  const Options& opts = options();
+  Limits& limits = limits_of(plan.rule, plan.num_grads, device_);
+  Resident& r = resident(plan, updates, stream_handle);
+
+  Job& job = r.job;
   job.stats = request.stats;
   job.skipped_steps = request.skipped_steps;
   job.gram = request.gram;
   job.given_weights = request.given_weights;
   job.skip = request.skip;
-  job.rows = rows;
   job.gate = plan.gate;
+  if (updates) {
+    std::copy_n(plan.groups.begin(), std::min<size_t>(plan.groups.size(), kInlineGroups), job.groups);
+  }
 
-  const Kernel kernel = kernel_of(plan.rule, n);
+  const Kernel kernel = kernel_of(plan.rule, plan.num_grads);
   if (opts.cooperative && limits.cooperative) {
     const int wanted =
         opts.max_shared_bytes >= 0 ? std::min(opts.max_shared_bytes, limits.shared_bytes) : limits.shared_bytes;
     job.stages = request.stages;
     job.on_chip_bytes = updates && request.given_weights == nullptr ? wanted : 0;
-    const cudaError_t error = launch(kernel, blocks, kThreads, job.on_chip_bytes, stream, true, job);
+    const cudaError_t error = launch(kernel, r.blocks, kThreads, job.on_chip_bytes, stream, true, job);
     if (error != cudaErrorCooperativeLaunchTooLarge) {
       check(error, name_of(plan.rule));
       return;
@@ -433,7 +488,7 @@ void Scheduler::run(const StepPlan& plan, const Request& request, void* stream_h
   job.on_chip_bytes = 0;
   for (const uint32_t stage : {kMeasure, kRows, kUpdate}) {
     job.stages = request.stages & stage;
-    if (job.stages != 0) check(launch(kernel, blocks, kThreads, 0, stream, false, job), name_of(plan.rule));
+    if (job.stages != 0) check(launch(kernel, r.blocks, kThreads, 0, stream, false, job), name_of(plan.rule));
   }
 }
 

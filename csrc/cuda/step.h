@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
-#include <vector>
 
 #include "gradprom/tensor_list.h"
 
@@ -20,13 +19,19 @@ struct Options {
   bool cooperative = true;    // false: one launch per stage instead of one for all
   int max_blocks = 0;         // 0: what the device holds at once
   int max_shared_bytes = -1;  // of gradients kept on chip by each block; -1: what there is
+
+  bool operator==(const Options& other) const {
+    return cooperative == other.cooperative && max_blocks == other.max_blocks &&
+           max_shared_bytes == other.max_shared_bytes;
+  }
 };
 void configure(const Options& options);
 
 // Steps one plan's tensors, all of them on one device.
 class Scheduler {
  public:
-  Scheduler(int device, Allocate allocate) : device_(device), allocate_(std::move(allocate)) {}
+  Scheduler(int device, Allocate allocate);
+  ~Scheduler();
 
   // As cpu::step, gram and update, but the pointers are to device memory and the work is only enqueued on `stream` (a
   // cudaStream_t). `skip` points to a number that is not 0 where the update is to leave everything as it is.
@@ -36,15 +41,14 @@ class Scheduler {
 
  private:
   struct Request;
+  struct Resident;
   void run(const StepPlan& plan, const Request& request, void* stream);
+  // What the device holds about the plan, brought up to date.
+  Resident& resident(const StepPlan& plan, bool with_states, void* stream);
 
   int device_;
   Allocate allocate_;
-  // Device memory that lives from step to step, the stream it belongs to, and what its first bytes hold.
-  Memory memory_;
-  size_t capacity_ = 0;
-  void* stream_ = nullptr;
-  std::vector<unsigned char> image_;
+  std::unique_ptr<Resident> residents_[2];  // without and with the parameters and states
 };
 
 // Why the kernels cannot run on this device, or an empty string.

@@ -62,6 +62,9 @@ struct Entry {
 };
 
 struct StepPlan {
+  // Whoever changes the entries, or how many states a group has, raises this number; what a scheduler has made of them
+  // is good until then.
+  uint64_t revision = 1;
   std::vector<Entry> entries;
   std::vector<Hyper> groups;
   Rule rule = Rule::kSgd;
