@@ -247,3 +247,59 @@ def test_gram_and_update_apart():
     main[0].view(-1)[0] = float("inf")
     assert bool(gp.gradprom_(params, main, aux, lr=0.1, gate=Everything(), backend="cpu").skipped)
     assert [bits(p) for p in params] == [bits(p) for p in together]
+
+
+def test_whatever_changes_between_steps_is_noticed():
+    """What the device knows of a plan is kept from step to step, so everything that may change is changed once."""
+    shapes = [(9,), (4, 5), (600,)]
+    twins = []
+    for backend in ("cpu", "reference"):
+        g = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(s, generator=g)) for s in shapes]
+        opt = gp.GradPromSGD([{"params": [p]} for p in params], lr=0.1, gate="always", backend=backend)
+        twins.append((opt, params))
+
+    def replace_state(opt, params):
+        state = opt.state[params[2]]
+        state["momentum_buffer"] = state["momentum_buffer"].clone()
+
+    changes = {
+        "nothing": lambda opt, params: None,
+        "other gradients": lambda opt, params: [setattr(p, "grad", p.grad * 2) for p in params],
+        "one gradient is missing": lambda opt, params: setattr(params[1], "grad", None),
+        "a gradient is transposed": lambda opt, params: setattr(params[1], "grad", torch.arange(20.0).view(5, 4).t()),
+        "other strides": lambda opt, params: setattr(params[1], "grad", torch.arange(40.0).view(4, 10)[:, ::2]),
+        "a learning rate": lambda opt, params: opt.param_groups[1].update(lr=0.5),
+        "momentum": lambda opt, params: [group.update(momentum=0.9) for group in opt.param_groups],
+        "memory of a parameter": lambda opt, params: setattr(params[0], "data", params[0].detach().clone() + 1),
+        "a state tensor": replace_state,
+        "maximize": lambda opt, params: opt.param_groups[2].update(maximize=True),
+        "no momentum": lambda opt, params: [group.update(momentum=0.0) for group in opt.param_groups],
+    }
+    for name, change in changes.items():
+        for opt, params in twins:
+            g = torch.Generator().manual_seed(1)
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=g)
+            opt.aux_grads = [[torch.randn(p.shape, generator=g) for p in params]]
+            change(opt, params)
+            opt.step()
+            opt.step()  # the second time from memory
+        for a, b in zip(twins[0][1], twins[1][1], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_more_groups_than_the_arguments_hold():
+    """Hyper-parameters of the first sixteen groups travel in the arguments of the kernel."""
+    outcomes = []
+    for backend in ("cpu", "reference"):
+        params = [torch.nn.Parameter(torch.full((3,), float(i))) for i in range(40)]
+        opt = gp.GradPromSGD([{"params": [p], "lr": 0.01 * i} for i, p in enumerate(params)], lr=1.0, backend=backend)
+        for factor in (1.0, 1.0, 0.5):
+            for group, p in zip(opt.param_groups, params, strict=True):
+                group["lr"] *= factor
+                p.grad = torch.ones(3)
+            opt.step()
+        outcomes.append(params)
+    for a, b in zip(*outcomes, strict=True):
+        torch.testing.assert_close(a, b)
