@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, reference
+from . import backends, reference, rules
 from .policy import GatePolicy, resolve_policy
 from .reference import Gradients
 from .rules import Hyper, Rule, readable
@@ -119,6 +119,16 @@ class Stepper:
             for backend, share in zip(self.backends, self._shares, strict=True)
         ]
 
+    @classmethod
+    def stateless(cls, params: list[Tensor], num_aux: int, config: StepConfig) -> Stepper:
+        """Plain SGD on one group of parameters: nothing is left from step to step."""
+        return cls(rules.SGD, params, [0] * len(params), [{} for _ in params], num_aux, config)
+
+    @classmethod
+    def for_gradients(cls, main: Gradients, aux: Sequence[Gradients], config: StepConfig) -> Stepper:
+        """Without parameters: to measure, not to step."""
+        return cls.stateless(stand_ins(main, aux), len(aux), config)
+
     def fits(self, params: Sequence[Tensor], num_aux: int, config: StepConfig) -> bool:
         """Whether this stepper was made for the same parameter objects, on the devices they are on now."""
         if config is not self.config or num_aux != self.num_aux or len(params) != len(self._params):
@@ -192,6 +202,11 @@ class Stepper:
         for g, share in zip(grams, self._shares, strict=True):
             gram[share] = g.to(home, non_blocking=True)
         return gram
+
+
+def stand_ins(main: Gradients, aux: Sequence[Gradients]) -> list[Tensor]:
+    """For every parameter a tensor of its shape, device and layout: a gradient of it, or an empty one."""
+    return [next((g for g in gs if g is not None), torch.empty(0)) for gs in zip(main, *aux, strict=True)]
 
 
 def refuse_capture() -> None:

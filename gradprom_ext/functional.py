@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from . import _checks, reference, rules
-from ._step import StepConfig, Stepper
+from . import _checks, ops, reference, rules
+from ._step import StepConfig, Stepper, stand_ins
 from .policy import GatePolicy
 from .stats import GateStats
 
@@ -78,8 +78,11 @@ def gradprom_(
     _check_all(main, aux, theta, "params")
     if not theta:
         return _no_parameters(len(aux), config)
-    stepper = Stepper(rules.SGD, theta, [0] * len(theta), [{} for _ in theta], len(aux), config)
-    return stepper.step(main, aux, [rules.Hyper(lr=lr if isinstance(lr, Tensor) else float(lr))])
+    if not isinstance(lr, Tensor):
+        lr = float(lr)
+    if ops.traceable(config):
+        return ops.gradprom_(theta, main, aux, lr, config)
+    return Stepper.stateless(theta, len(aux), config).step(main, aux, [rules.Hyper(lr=lr)])
 
 
 @torch.no_grad()
@@ -114,12 +117,12 @@ def gradient_stats(
     for name, grads in [("main_grads", main), *((f"aux_grads[{k}]", gs) for k, gs in enumerate(aux))]:
         if len(grads) != len(main):
             raise ValueError(f"{name} holds {len(grads)} gradients for {len(main)} in main_grads")
-    # Shape, device and layout of each parameter come from whichever gradient is there; without one it counts nothing.
-    like = [next((g for g in gs if g is not None), torch.empty(0)) for gs in zip(main, *aux, strict=True)]
-    _check_all(main, aux, like, "main_grads")
-    if not like:
+    _check_all(main, aux, stand_ins(main, aux), "main_grads")
+    if not main:
         return _no_parameters(len(aux), config)
-    return Stepper(rules.SGD, like, [0] * len(like), [{} for _ in like], len(aux), config).stats(main, aux)
+    if ops.traceable(config):
+        return ops.gradient_stats(main, aux, config)
+    return Stepper.for_gradients(main, aux, config).stats(main, aux)
 
 
 def _check_all(

@@ -217,7 +217,9 @@ class _GradPromOptimizer(torch.optim.Optimizer):
             raise TypeError(
                 f"{type(self).__name__}.step takes no closure: call backward(main_loss, aux_loss) first, then step()"
             )
-        if self._is_watched():
+        if torch.compiler.is_compiling():
+            self._untraced_step()
+        elif self._is_watched():
             self._watched_step()
         else:
             self._step()
@@ -244,13 +246,7 @@ class _GradPromOptimizer(torch.optim.Optimizer):
             )
         params = self._params()
         main = [p.grad for p in params]
-        if self.aux_grads and len(self.aux_grads[0]) != len(params):
-            self.aux_grads = [gs + [None] * (len(params) - len(gs)) for gs in self.aux_grads]
-        if self._capturable and params:
-            self._put_numbers_on_device(params[0].device)
-        if self._rule.master_weights:
-            self._refresh_masters(params)
-        hypers = [self._rule.hyper(group) for group in self.param_groups]
+        hypers = self._prepare(params)
         stepper = self._plan(len(self.aux_grads), params)
         try:
             self.stats = stepper.step(main, self.aux_grads, hypers, self._skipped_steps)
@@ -260,7 +256,18 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         if self._rule.master_weights:
             self._versions = [p._version for p in params]
 
+    def _prepare(self, params: list[Tensor]) -> list[rules.Hyper]:
+        """What has to be in order before a step."""
+        if self.aux_grads and len(self.aux_grads[0]) != len(params):  # a group was added since
+            self.aux_grads = [gs + [None] * (len(params) - len(gs)) for gs in self.aux_grads]
+        if self._capturable and params:
+            self._put_numbers_on_device(params[0].device)
+        if self._rule.master_weights:
+            self._refresh_masters(params)
+        return [self._rule.hyper(group) for group in self.param_groups]
+
     _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
+    _untraced_step = torch._disable_dynamo(_watched_step)  # between the graphs, as torch.optim does with `zero_grad`
 
     def _put_numbers_on_device(self, device: torch.device) -> None:
         """A captured graph knows a number as it was, and a tensor as it is. Schedulers write into tensors."""

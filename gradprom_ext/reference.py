@@ -122,7 +122,8 @@ class ReferencePlan:
 
     def missing_states(self, hypers: Sequence[Hyper]) -> list[int]:
         def complete(i: int) -> bool:
-            return self._rule.is_complete(hypers[self._groups[i]], self._params[i], self._states[i])
+            names = self._rule.state_names(hypers[self._groups[i]], self._params[i])
+            return all(name in self._states[i] for name in names)
 
         return [i for i in range(len(self._params)) if self._active(i) and not complete(i)]
 

@@ -107,12 +107,14 @@ class Rule:
         """What the update reads and writes: the master where there is one, else the parameter."""
         return state["master"] if self.has_master(param) else param
 
-    def is_complete(self, hyper: Hyper, param: Tensor, state: Mapping[str, Any]) -> bool:
-        """Whether :meth:`init_state` has nothing to do."""
-        names = self.moment_names(hyper)
-        return all(name in state for name in ((*names, "step") if names else ())) and (
-            not self.has_master(param) or "master" in state
-        )
+    def state_names(self, hyper: Hyper, param: Tensor) -> tuple[str, ...]:
+        """Everything that :meth:`init_state` sees to."""
+        names = list(self.moment_names(hyper))
+        if names:
+            names.append("step")
+        if self.has_master(param):
+            names.append("master")
+        return tuple(names)
 
 
 SGD = Rule("sgd")

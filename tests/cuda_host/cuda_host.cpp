@@ -254,7 +254,29 @@ void run(dim3 grid, dim3 block_size, size_t shared_bytes, bool cooperative, cons
   for (std::thread& thread : threads) thread.join();
 }
 
+namespace {
+bool graph_open = false;
+std::vector<std::function<void()>> graph;
+}  // namespace
+
+bool capturing() { return graph_open; }
+void remember(std::function<void()> launch) { graph.push_back(std::move(launch)); }
+
 }  // namespace cuda_host
+
+// For ctypes.
+#define GP_EXPORT extern "C" __attribute__((visibility("default")))
+GP_EXPORT void cuda_host_begin_capture() {
+  cuda_host::graph.clear();
+  cuda_host::graph_open = true;
+}
+GP_EXPORT int cuda_host_end_capture() {
+  cuda_host::graph_open = false;
+  return static_cast<int>(cuda_host::graph.size());
+}
+GP_EXPORT void cuda_host_replay() {
+  for (const auto& launch : cuda_host::graph) launch();
+}
 
 #include "cuda/kernel_adam.cu"
 #include "cuda/kernel_sgd.cu"

@@ -46,6 +46,10 @@ void grid_barrier();
 // not use the grid barrier, and its blocks run one after the other.
 void run(dim3 grid, dim3 block, size_t shared_bytes, bool cooperative, const std::function<void()>& kernel);
 
+// A CUDA graph: while one is being captured, launches are not run but remembered, with copies of their arguments.
+bool capturing();
+void remember(std::function<void()> launch);
+
 }  // namespace cuda_host
 
 struct Coordinate {
@@ -74,7 +78,7 @@ enum cudaDeviceAttr {
   cudaDevAttrCooperativeLaunch,
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative };
 using cudaStream_t = void*;
 struct cudaFuncAttributes {
@@ -100,7 +104,8 @@ inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000,
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  return *status = cudaStreamCaptureStatusNone, cudaSuccess;
+  *status = cuda_host::capturing() ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   *value = which == cudaDevAttrMultiProcessorCount            ? cuda_host::kMultiprocessors
@@ -125,7 +130,14 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                const Arguments&... arguments) {
   const bool cooperative = config->numAttrs > 0;
   if (cooperative && config->gridDim.x > cuda_host::kMultiprocessors) return cudaErrorCooperativeLaunchTooLarge;
-  cuda_host::run(config->gridDim, config->blockDim, config->dynamicSmemBytes, cooperative,
-                 [&] { kernel(arguments...); });
+  const auto launch = [kernel, config = *config, cooperative, arguments...] {
+    cuda_host::run(config.gridDim, config.blockDim, config.dynamicSmemBytes, cooperative,
+                   [&] { kernel(arguments...); });
+  };
+  if (cuda_host::capturing()) {
+    cuda_host::remember(launch);
+  } else {
+    launch();
+  }
   return cudaSuccess;
 }

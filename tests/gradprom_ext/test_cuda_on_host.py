@@ -7,6 +7,7 @@ show (speed, the memory model, streams, graphs) is in the tests marked ``gpu``.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import itertools
 import os
@@ -303,3 +304,80 @@ def test_more_groups_than_the_arguments_hold():
         outcomes.append(params)
     for a, b in zip(*outcomes, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("cooperative", [True, False])
+@pytest.mark.parametrize("granularity", ["global", "tensor"])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_captured_step_replays(cuda_on_host, monkeypatch, rule, granularity, cooperative):
+    """A graph remembers launches with their arguments. Replayed, it sees today's gradients, learning rate, lambda and
+    step counters, its gate opens and closes, it counts what it skips, and steps in between do not disturb it."""
+    cuda_on_host.cuda_configure(cooperative=cooperative)
+    host = ctypes.CDLL(cuda_on_host.__file__)
+    shapes = [(700,), (3, 4), (), (65,)]
+
+    def make(backend):
+        g = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(s, generator=g)) for s in shapes]
+        opt = RULES[rule](params, backend=backend, capturable=True, granularity=granularity, max_grad_norm=3.0)
+        for p in params:
+            p.grad = torch.zeros(p.shape)
+        opt.aux_grads = [[torch.zeros(p.shape) for p in params]]
+        return opt, params
+
+    def fill(opt, params, seed, value=1.0):
+        g = torch.Generator().manual_seed(seed)
+        for p, a in zip(params, opt.aux_grads[0], strict=True):
+            p.grad.copy_(torch.randn(p.shape, generator=g))
+            a.copy_(torch.randn(p.shape, generator=g))
+        params[-1].grad[-1] *= value
+        opt.param_groups[0]["lr"].fill_(0.1 / (1 + seed))
+        opt.aux_weight.fill_(0.5 * seed)
+
+    (opt, params), (twin, twins), (other, others) = make("cpu"), make("reference"), make("cpu")
+    for o in (opt, twin, other):
+        o.step()  # creates the state, outside of the capture
+
+    pool, empty = [], torch.empty  # memory of a graph lives as long as the graph does
+
+    def keep(*args, **kwargs):
+        pool.append(empty(*args, **kwargs))
+        return pool[-1]
+
+    monkeypatch.setattr(torch, "empty", keep)
+    host.cuda_host_begin_capture()
+    opt.step()
+    launches = host.cuda_host_end_capture()
+    monkeypatch.undo()
+    stages = 1 if cooperative else 3 if granularity == "tensor" else 2
+    assert launches == stages + 1, "the table of tensors, and the step"
+
+    gates, halves = set(), [torch.full(s, 0.5) for s in shapes]
+    for seed in range(1, 9):
+        value = float("nan") if seed == 5 else 1.0
+        fill(opt, params, seed, value)
+        fill(twin, twins, seed, value)
+        fill(other, others, seed + 1)
+        host.cuda_host_replay()
+        twin.step()
+        other.step()
+        assert bool(opt.stats.skipped) == bool(twin.stats.skipped) == (seed == 5)
+        if seed != 5:
+            torch.testing.assert_close(opt.stats.packed, twin.stats.packed, rtol=1e-6, atol=1e-6)
+            gates |= set(opt.stats.gate.flatten().tolist())
+        captured = opt.stats
+        if seed % 3 == 0:  # a step outside of the graph, with gradients of its own
+            for o, ps in ((opt, params), (twin, twins)):
+                static = [p.grad for p in ps]
+                for p, g in zip(ps, halves, strict=True):
+                    p.grad = g
+                o.step()
+                for p, g in zip(ps, static, strict=True):
+                    p.grad = g
+        opt.stats = captured
+    assert gates == {0.0, 1.0}
+    assert float(opt.skipped_steps) == float(twin.skipped_steps) == 1
+    for p, q in zip(params, twins, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+        for name, value in twin.state[q].items():
+            torch.testing.assert_close(opt.state[p][name], value, rtol=1e-5, atol=1e-6)
