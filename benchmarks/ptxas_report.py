@@ -9,6 +9,7 @@ Needs nvcc and no GPU. Ends with status 1 where a kernel spills.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import shutil
@@ -70,9 +71,10 @@ def resources(report: str) -> dict[str, dict[str, int]]:
     return kernels
 
 
-def instructions(cuobjdump: str, target: Path) -> dict[str, dict[str, int]]:
+def instructions(cuobjdump: str, target: Path, arch: str) -> dict[str, dict[str, int]]:
     """Number of instructions of each kernel, and of those in :data:`COUNTED`."""
-    run = subprocess.run([cuobjdump, "--dump-sass", str(target)], capture_output=True, text=True, check=True)
+    command = [cuobjdump, "--dump-sass", "--gpu-architecture", f"sm_{arch}", str(target)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
     kernels: dict[str, dict[str, int]] = {}
     for block in run.stdout.split("Function : ")[1:]:
         name, _, code = block.partition("\n")
@@ -84,12 +86,9 @@ def instructions(cuobjdump: str, target: Path) -> dict[str, dict[str, int]]:
 
 def find_cuobjdump() -> str | None:
     """On the path, or in the copy that comes with Triton."""
-    try:
-        import triton
-    except ImportError:
-        return shutil.which("cuobjdump")
-    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return shutil.which("cuobjdump") or (str(bundled) if bundled.exists() else None)
+    triton = importlib.util.find_spec("triton")
+    folder = Path(triton.origin).parent / "backends" / "nvidia" / "bin" if triton and triton.origin else None
+    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=folder)
 
 
 def main() -> int:
@@ -109,7 +108,7 @@ def main() -> int:
             with tempfile.TemporaryDirectory() as folder:
                 target = Path(folder) / "kernel.o"
                 kernels |= resources(compile_source(nvcc, source, arch, target))
-                for name, counts in (instructions(cuobjdump, target) if cuobjdump else {}).items():
+                for name, counts in (instructions(cuobjdump, target, arch) if cuobjdump else {}).items():
                     kernels[name] |= counts
         kernels = dict(sorted(kernels.items()))
         match = re.search(r"release ([\d.]+)", version)

@@ -361,11 +361,15 @@ class Plan {
   // Memory from PyTorch: its allocator knows streams and graph captures, and asking it does not wait for the device.
   cuda::Allocate allocator() const {
     return [device = members_.front().param.attr("device")](size_t bytes) {
+      const py::gil_scoped_acquire gil;
       const py::module_ torch = py::module_::import("torch");
       py::object tensor =
           torch.attr("empty")(bytes, py::arg("dtype") = torch.attr("uint8"), py::arg("device") = device);
       void* const data = reinterpret_cast<void*>(tensor.attr("data_ptr")().cast<uintptr_t>());
-      return cuda::Memory(data, [tensor = std::move(tensor)](void*) {});
+      return cuda::Memory(data, [tensor = std::move(tensor)](void*) mutable {
+        const py::gil_scoped_acquire gil;
+        tensor = py::object();
+      });
     };
   }
 
@@ -539,6 +543,19 @@ class Plan {
 // ---------------------------------------------------------------------------------------------------------------------
 // The three calls
 
+// Where the plan's tensors are on a GPU, enqueues the call there and returns. Other Python threads may run meanwhile: a
+// launch waits where more work is enqueued already than the driver holds.
+#if defined(GRADPROM_CUDA)
+#define GP_RETURN_IF_ON_GPU(plan, call)          \
+  if (cuda::Scheduler* const gpu = plan.gpu()) { \
+    void* const stream = plan.stream();          \
+    py::gil_scoped_release release;              \
+    return gpu->call;                            \
+  }
+#else
+#define GP_RETURN_IF_ON_GPU(plan, call)
+#endif
+
 void step(Plan& plan, const std::vector<Group>& groups, const GateSettings& gate, const py::object& stats,
           const py::object& skipped_steps) {
   plan.require_states(groups);
@@ -546,9 +563,7 @@ void step(Plan& plan, const std::vector<Group>& groups, const GateSettings& gate
   StepPlan& p = plan.step_plan();
   double* const out = plan.doubles(stats, kStatsHeader + p.rows() * stats_row_size(p.num_grads - 1), "stats");
   double* const skipped = skipped_steps.is_none() ? nullptr : plan.doubles(skipped_steps, 1, "skipped_steps");
-#if defined(GRADPROM_CUDA)
-  if (cuda::Scheduler* gpu = plan.gpu()) return gpu->step(p, out, skipped, plan.stream());
-#endif
+  GP_RETURN_IF_ON_GPU(plan, step(p, out, skipped, stream));
   py::gil_scoped_release release;
   cpu::step(p, out, skipped);
 }
@@ -556,9 +571,7 @@ void step(Plan& plan, const std::vector<Group>& groups, const GateSettings& gate
 void gram(Plan& plan, const py::object& out) {
   StepPlan& p = plan.step_plan();
   double* const values = plan.doubles(out, p.rows() * gram_size(p.num_grads), "gram");
-#if defined(GRADPROM_CUDA)
-  if (cuda::Scheduler* gpu = plan.gpu()) return gpu->gram(p, values, plan.stream());
-#endif
+  GP_RETURN_IF_ON_GPU(plan, gram(p, values, stream));
   py::gil_scoped_release release;
   cpu::gram(p, values);
 }
@@ -568,9 +581,7 @@ void update(Plan& plan, const std::vector<Group>& groups, const py::object& weig
   StepPlan& p = plan.step_plan();
   const double* const values = plan.doubles(weights, p.rows() * p.num_grads, "weights");
   const double* const flag = plan.doubles(skip, 1, "skip");
-#if defined(GRADPROM_CUDA)
-  if (cuda::Scheduler* gpu = plan.gpu()) return gpu->update(p, values, flag, plan.stream());
-#endif
+  GP_RETURN_IF_ON_GPU(plan, update(p, values, flag, stream));
   if (*flag != 0.0) return;
   py::gil_scoped_release release;
   cpu::update(p, values);

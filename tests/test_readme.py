@@ -23,6 +23,7 @@ SHORT = {
     "train.run": "--source phantom --preset quick --max-steps 2 --size 32 --crop 16 --batch-size 4 --blocks 1 "
     "--features 4 --pretrain-epochs 1 --out {out}",
     "gradprom_ext.bench": "--networks srresnet --optimizers sgd --rounds 2",
+    "gradprom_ext.bench --what step": "--rounds 2 --batch 2 --size 8 --blocks 1 --width 4 --depth 18 --vr-width 4",
     "gradprom_ext.doctor": "",
 }
 
@@ -41,7 +42,8 @@ def test_python(code, capsys):
 def run(command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     program, dash_m, module, *rest = shlex.split(command)
     assert (program, dash_m) == ("python", "-m")
-    options = SHORT[module].format(out=shlex.quote(str(tmp_path / "run")))
+    shorter = SHORT.get(" ".join([module, *rest]), SHORT[module])
+    options = shorter.format(out=shlex.quote(str(tmp_path / "run")))
     if {"--help", "--resume"} & set(rest):
         options = ""
     env = {**os.environ, "GRADPROM_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
