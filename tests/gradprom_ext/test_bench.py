@@ -218,7 +218,7 @@ def measure_on_pretended_gpu(**sizes: int) -> tuple[list[UpdateResult], list[Lef
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow this machine is, no input set is left out; and the copy is a small one."""
-    monkeypatch.setattr(update, "QUEUE_SECONDS", {"graph": math.inf, "eager": math.inf})
+    monkeypatch.setattr(update, "QUEUE_SECONDS", dict.fromkeys(update.QUEUE_SECONDS, math.inf))
     monkeypatch.setattr(update, "COPY_BYTES", 2**16)
 
 
