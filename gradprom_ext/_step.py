@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from . import backends, reference, rules
+from ._device import readable, refuse_capture, to_device
 from .policy import GatePolicy, resolve_policy
 from .reference import Gradients
-from .rules import Hyper, Rule, readable
+from .rules import Hyper, Rule
 from .stats import GateStats
 
 
@@ -106,11 +107,13 @@ class Stepper:
         self.num_aux = num_aux
         self.config = config
         self.lambdas = config.lambdas(num_aux)
-        by_device: dict[torch.device, list[int]] = {}
-        for i, param in enumerate(params):
-            by_device.setdefault(param.device, []).append(i)
-        self.devices = list(by_device)
-        self._shares = list(by_device.values())
+        by_device = shares_by_device(params)
+        self.devices = [device for device, _ in by_device]
+        self._shares = [share for _, share in by_device]
+        # The parameters plan by plan; on the device that decides, where indexing by it does not wait.
+        self._order = torch.empty(0, dtype=torch.int64)
+        if len(by_device) > 1:
+            self._order = torch.tensor([i for share in self._shares for i in share], device=self.devices[0])
         self.backends = [backends.choose(config.backend, device, num_aux) for device in self.devices]
         self._plans = [
             backend.plan(
@@ -170,13 +173,8 @@ class Stepper:
             weights, stats = self._decide()
             if skipped_steps is not None:
                 skipped_steps += stats.skipped
-            for plan, share, device in zip(self._plans, self._shares, self.devices, strict=True):
-                rows = weights[share] if config.per_tensor else weights
-                plan.update(
-                    [h.on(device) for h in hypers],
-                    rows.to(device, non_blocking=True),
-                    stats.skipped.to(device, non_blocking=True),
-                )
+            for plan, rows, device in zip(self._plans, self._rows_of(weights), self.devices, strict=True):
+                plan.update([h.on(device) for h in hypers], to_device(rows, device), to_device(stats.skipped, device))
         if config.raise_nonfinite and stats.skipped:
             raise NonFiniteGradientError(f"{_name_nonfinite(main, aux)} holds NaN or infinity; nothing was updated")
         return stats
@@ -194,28 +192,31 @@ class Stepper:
 
     def _gram(self) -> Tensor:
         grams = [plan.gram() for plan in self._plans]
-        home = grams[0].device
+        if len(grams) == 1:
+            return grams[0]
+        grams = [to_device(g, grams[0].device) for g in grams]
         if not self.config.per_tensor:
-            return torch.stack([g.to(home, non_blocking=True) for g in grams]).sum(0)
-        n = self.num_aux + 1
-        gram = torch.empty(len(self._params), n, n, dtype=torch.float64, device=home)
-        for g, share in zip(grams, self._shares, strict=True):
-            gram[share] = g.to(home, non_blocking=True)
-        return gram
+            return torch.stack(grams).sum(0)
+        return torch.cat(grams)[self._order.argsort()]
+
+    def _rows_of(self, weights: Tensor) -> Sequence[Tensor]:
+        """What each plan needs of the weights."""
+        if len(self._plans) == 1 or not self.config.per_tensor:
+            return [weights] * len(self._plans)
+        return weights[self._order].split([len(share) for share in self._shares])
+
+
+def shares_by_device(params: Sequence[Tensor]) -> list[tuple[torch.device, list[int]]]:
+    """Indices of the parameters that lie together, in the order in which the devices first occur."""
+    shares: dict[torch.device, list[int]] = {}
+    for i, param in enumerate(params):
+        shares.setdefault(param.device, []).append(i)
+    return list(shares.items())
 
 
 def stand_ins(main: Gradients, aux: Sequence[Gradients]) -> list[Tensor]:
     """For every parameter a tensor of its shape, device and layout: a gradient of it, or an empty one."""
     return [next((g for g in gs if g is not None), torch.empty(0)) for gs in zip(main, *aux, strict=True)]
-
-
-def refuse_capture() -> None:
-    """:raises RuntimeError: a CUDA graph is being captured, and it would repeat what happens once in a lifetime."""
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "the first step of an optimizer creates its state, which a CUDA graph would do again at every replay; run "
-            "at least one step before the capture"
-        )
 
 
 def _pick(items: Sequence[Any], indices: Sequence[int]) -> list[Any]:

@@ -8,7 +8,9 @@ somebody else decides (several devices, or a policy written in Python).
 from __future__ import annotations
 
 import functools
+import importlib.util
 import operator
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -20,6 +22,7 @@ from .policy import GatePolicy
 from .reference import Gradients, ReferencePlan
 from .rules import Hyper, Rule
 from .stats import GateStats, packed_size
+from .triton_plan import MAX_AUX, TritonPlan
 
 __all__ = ["Backend", "Plan", "available_backends", "choose", "explain"]
 
@@ -249,8 +252,56 @@ class CpuBackend:
     plan = staticmethod(CompiledPlan)
 
 
+@functools.cache
+def triton_kernels() -> Any:
+    """The module of the Triton kernels: Triton is imported when they are first used."""
+    from . import triton_kernels as kernels
+
+    return kernels
+
+
+def triton_interprets() -> bool:
+    """Whether Triton runs kernels in its interpreter, on host memory, as its own documentation tells how to."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+class TritonBackend:
+    """The Triton kernels (gradprom_ext/triton_plan.py): a GPU that the CUDA kernels cannot use, of any vendor."""
+
+    name = "triton"
+    device_type: str | None = "cuda"  #: AMD's GPUs have this type in PyTorch too
+
+    def missing(self) -> str | None:
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed (pip install triton)"
+        if triton_interprets() or torch.cuda.is_available():
+            return None
+        return "PyTorch finds no GPU (TRITON_INTERPRET=1 runs the kernels in Triton's interpreter, slowly)"
+
+    def rejects(self, device: torch.device, num_aux: int) -> str | None:
+        if triton_interprets():
+            if device.type != "cpu":
+                return f"takes tensors in host memory while TRITON_INTERPRET is set, not on {device}"
+        elif device.type != self.device_type:
+            return f"takes tensors in the memory of a GPU, not on {device}"
+        elif torch.version.hip is None and torch.cuda.get_device_capability(device) < (7, 0):
+            return f"cannot run on {device}: Triton needs compute capability 7.0"
+        return f"takes up to {MAX_AUX} auxiliaries, not {num_aux}" if num_aux > MAX_AUX else None
+
+    def plan(
+        self,
+        rule: Rule,
+        params: list[Tensor],
+        groups: list[int],
+        states: list[dict[str, Any]],
+        num_aux: int,
+        per_tensor: bool,
+    ) -> Plan:
+        return TritonPlan(triton_kernels(), rule, params, groups, states, num_aux, per_tensor)
+
+
 #: In order of preference.
-BACKENDS: tuple[Backend, ...] = (CudaBackend(), CpuBackend(), ReferenceBackend())
+BACKENDS: tuple[Backend, ...] = (CudaBackend(), CpuBackend(), TritonBackend(), ReferenceBackend())
 
 
 def available_backends() -> list[str]:
@@ -265,7 +316,7 @@ def explain(device: torch.device, num_aux: int = 1) -> dict[str, str | None]:
 
 def check_name(name: str) -> None:
     """:raises ValueError: ``name`` is no backend, or one that cannot run on this machine."""
-    if name == "auto":
+    if name == "auto" or torch.compiler.is_compiling():  # the operator looks when it runs
         return
     known = {b.name: b for b in BACKENDS}
     if name not in known:

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
 from . import _checks, rules
-from ._step import StepConfig, Stepper, check_aux_weight, refuse_capture
+from ._device import refuse_capture
+from ._step import StepConfig, Stepper, check_aux_weight
 from .policy import GatePolicy
 from .stats import GateStats
 

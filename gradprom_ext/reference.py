@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import _checks
 from . import stats as _stats
+from ._device import to_device
 from .policy import GatePolicy, cosines
 from .rules import Hyper, Rule, apply_rule
 from .stats import GateStats
@@ -62,7 +63,7 @@ def decide(
     :returns: weights float64 ``[rows, K + 1]`` and :class:`~gradprom_ext.GateStats`.
     """
     if isinstance(aux_weight, Tensor):
-        lambdas = aux_weight.to(gram.device, torch.float64, non_blocking=True).expand(gram.shape[-1] - 1)
+        lambdas = to_device(aux_weight, gram.device).to(torch.float64).expand(gram.shape[-1] - 1)
     else:
         lambdas = gram.new_empty(len(aux_weight))
         for k, weight in enumerate(aux_weight):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._device import readable, to_device
+
 __all__ = ["Hyper", "Rule", "apply_rule"]
 
 
@@ -39,13 +41,6 @@ class Hyper:
         """With ``lr`` where a step on ``device`` can read it."""
         lr = readable(self.lr, device)
         return self if lr is self.lr else replace(self, lr=lr)
-
-
-def readable(number: Any, device: torch.device) -> Any:
-    """A tensor where a step on ``device`` can read it, there or in host memory; anything else as it is."""
-    if not isinstance(number, Tensor) or number.device == device or number.device.type == "cpu":
-        return number
-    return number.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -134,7 +129,7 @@ def apply_rule(rule: Rule, hyper: Hyper, param: Tensor, gradient: Tensor, state:
     names = rule.moment_names(hyper)
     target = rule.updated(param, state)
     if isinstance(hyper.lr, Tensor):
-        lr = hyper.lr.to(param.device, torch.float64, non_blocking=True)
+        lr = to_device(hyper.lr, param.device).to(torch.float64)
     else:
         lr = torch.full((), hyper.lr, dtype=torch.float64, device=param.device)
     old = target.to(dtype)

@@ -95,15 +95,11 @@ def test_aliased_gradients(backend):
     assert [p.tolist() for p in params] == [[-2.0, -4.0]] * 2
 
 
-def test_expanded_parameters_are_refused():
-    p = torch.zeros(1).expand(4)
-    for name in gp.available_backends():
-        first = torch.zeros(4)
-        with pytest.raises(
-            ValueError, match=r"params\[1\] is a view in which several elements share one memory address"
-        ):
-            gp.gradprom_([first, p], [torch.ones(4)] * 2, [torch.ones(4)] * 2, backend=name)
-        assert torch.equal(first, torch.zeros(4)), "found before the first parameter is touched"
+def test_expanded_parameters_are_refused(backend):
+    first, p = torch.zeros(4), torch.zeros(1).expand(4)
+    with pytest.raises(ValueError, match=r"params\[1\] is a view in which several elements share one memory address"):
+        gp.gradprom_([first, p], [torch.ones(4)] * 2, [torch.ones(4)] * 2, backend=backend)
+    assert torch.equal(first, torch.zeros(4)), "found before the first parameter is touched"
 
 
 def test_channels_last_model_trains_like_a_contiguous_one(backend):
