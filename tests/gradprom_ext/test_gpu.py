@@ -345,7 +345,7 @@ def assert_rounded(actual: Tensor, exact: Tensor, single: bool, what: str) -> No
 @pytest.mark.parametrize("kind", SHAPES)
 def test_parity_with_float64(backend, kind, seed):
     c = case(kind, seed)
-    to_device = lambda ts: [None if t is None else t.to(DEVICE) for t in ts]  # noqa: E731
+    to_device = lambda ts: [None if t is None else t.to(DEVICE, copy=True) for t in ts]  # noqa: E731
     params = [nn.Parameter(p) for p in to_device(c.params)]
     opt = optimizer(c.rule, params, backend=backend, **c.kwargs)
     for p, state in zip(params, c.states, strict=True):
