@@ -10,9 +10,14 @@
 // Memory traffic, fp32 with one auxiliary, in bytes per parameter:
 //   gradients on chip       SGD  8 + 4 + 4 = 16     SGD with momentum 24     Adam  8 + 12 + 12 = 32     AMSGrad 40
 //   gradients read twice    SGD 16 + 4 + 4 = 24     SGD with momentum 32     Adam 16 + 12 + 12 = 40     AMSGrad 48
+// and for bf16 parameters and gradients with fp32 masters and moments
+//   gradients on chip       SGD  4 + 4 + 6 = 14                              Adam  4 + 12 + 14 = 30
+//   gradients read twice    SGD  8 + 4 + 6 = 18                              Adam  8 + 12 + 14 = 34
 // A block keeps the first gradients that it reads in its shared memory; at 227 KB in each of 132 multiprocessors that
 // holds 3.7 million parameters. What it reads last, and needs first on the way back, is what the L2 cache still has; so
 // shared memory and L2 add up instead of holding the same bytes. Between the two regimes the traffic grows linearly.
+// Registers are for the loads in flight: a tile of gradients kept there across the barrier would be 32 KB more beside
+// the 227, and is what L2 still has.
 //
 // Products are formed in fp64, where those of fp32 and 16-bit gradients are exact, and summed there: scale does not
 // matter (fp32 squares would vanish below 1e-19 and overflow above 1e+19), the sign of a cosine near 0 is right, no
