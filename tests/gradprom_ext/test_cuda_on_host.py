@@ -250,18 +250,19 @@ def test_gram_and_update_apart():
 
 
 def test_whatever_changes_between_steps_is_noticed():
-    """What the device knows of a plan is kept from step to step, so everything that may change is changed once."""
+    """What the device knows of a plan is kept as long as all tensors are where they were, so everything else changes
+    alone here."""
     shapes = [(9,), (4, 5), (600,)]
     twins = []
     for backend in ("cpu", "reference"):
         g = torch.Generator().manual_seed(0)
         params = [torch.nn.Parameter(torch.randn(s, generator=g)) for s in shapes]
         opt = gp.GradPromSGD([{"params": [p]} for p in params], lr=0.1, gate="always", backend=backend)
-        twins.append((opt, params))
+        twins.append((opt, params, [[torch.randn(p.shape, generator=g) for p in params] for _ in range(2)]))
 
     def replace_state(opt, params):
         state = opt.state[params[2]]
-        state["momentum_buffer"] = state["momentum_buffer"].clone()
+        state["momentum_buffer"] = state["momentum_buffer"] * 2
 
     changes = {
         "nothing": lambda opt, params: None,
@@ -277,16 +278,18 @@ def test_whatever_changes_between_steps_is_noticed():
         "no momentum": lambda opt, params: [group.update(momentum=0.0) for group in opt.param_groups],
     }
     for name, change in changes.items():
-        for opt, params in twins:
-            g = torch.Generator().manual_seed(1)
-            for p in params:
-                p.grad = torch.randn(p.shape, generator=g)
-            opt.aux_grads = [[torch.randn(p.shape, generator=g) for p in params]]
+        for opt, params, (main, aux) in twins:
+            for p, grad in zip(params, main, strict=True):
+                p.grad = grad
+            opt.aux_grads = [aux]
+            opt.step()
             change(opt, params)
             opt.step()
-            opt.step()  # the second time from memory
+            opt.step()
         for a, b in zip(twins[0][1], twins[1][1], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, msg=name)
+            states = twins[0][0].state[a], twins[1][0].state[b]
+            torch.testing.assert_close(*states, rtol=1e-6, atol=1e-6, msg=name)
 
 
 def test_more_groups_than_the_arguments_hold():

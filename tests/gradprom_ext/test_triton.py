@@ -287,6 +287,8 @@ def test_rounding_is_that_of_pytorch(dtype, source):
     words[1::4] &= 0xFFFFF000  # and between two float16
     values = torch.from_numpy(words.view(np.float32))
     values = torch.cat([values[values.isfinite()], torch.tensor([65519.0, 65520.0, 3.3961775e38])]).to(source)
+    # A float64 just above a tie: a tie once it is a float32.
+    values = torch.cat([values, torch.tensor([1 + 2**-n + 2**-40 for n in (9, 8, 12, 11)], dtype=source)])
     assert bits(negated(values, dtype)) == bits((0 - values).to(dtype))
 
 
@@ -302,17 +304,17 @@ def test_every_16_bit_number_is_read_exactly(dtype):
 
 
 def test_whatever_changes_between_steps_is_noticed():
-    """A plan keeps its tables from step to step, so everything that may change is changed once."""
+    """A plan keeps its tables as long as all tensors are where they were, so everything else changes alone here."""
     twins = []
     for backend in ("triton", "reference"):
         g = torch.Generator().manual_seed(0)
         params = [torch.nn.Parameter(torch.randn(s, generator=g)) for s in [(9,), (4, 5), (600,)]]
         opt = gp.GradPromSGD([{"params": [p]} for p in params], lr=0.1, gate="always", backend=backend)
-        twins.append((opt, params))
+        twins.append((opt, params, [[torch.randn(p.shape, generator=g) for p in params] for _ in range(2)]))
 
     def replace_state(opt, params):
         state = opt.state[params[2]]
-        state["momentum_buffer"] = state["momentum_buffer"].clone()
+        state["momentum_buffer"] = state["momentum_buffer"] * 2
 
     changes = {
         "nothing": lambda opt, params: None,
@@ -330,14 +332,14 @@ def test_whatever_changes_between_steps_is_noticed():
         "no momentum": lambda opt, params: [group.update(momentum=0.0) for group in opt.param_groups],
     }
     for name, change in changes.items():
-        for opt, params in twins:
-            g = torch.Generator().manual_seed(1)
-            for p in params:
-                p.grad = torch.randn(p.shape, generator=g)
-            opt.aux_grads = [[torch.randn(p.shape, generator=g) for p in params]]
+        for opt, params, (main, aux) in twins:
+            for p, grad in zip(params, main, strict=True):
+                p.grad = grad
+            opt.aux_grads = [aux]
+            opt.step()
             change(opt, params)
             opt.step()
-            opt.step()  # the second time from memory
+            opt.step()
         for a, b in zip(twins[0][1], twins[1][1], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, msg=name)
 
@@ -364,6 +366,20 @@ def test_an_absent_gradient_makes_no_kind_of_its_own():
     a, b = (0, torch.float32, None), (16, torch.bfloat16, None)
     kinds = [triton_plan.Item(0, a, None, (), 0, (main, aux)).kind() for main, aux in [(b, b), (b, None), (None, b)]]
     assert len(set(kinds)) == 1
+
+
+def test_vectors_need_flat_tensors_at_multiples_of_16_bytes():
+    """The interpreter would not mind."""
+    for address, strides, aligned in [(32, None, True), (40, None, False), (32, (6, 2), False)]:
+        odd, even = (address, torch.float32, strides), (64, torch.float32, None)
+        for item in [
+            triton_plan.Item(0, odd, None, (even,), 0, (even, even)),
+            triton_plan.Item(0, even, odd, (even,), 0, (even, even)),
+            triton_plan.Item(0, even, None, (odd,), 0, (even, even)),
+            triton_plan.Item(0, even, None, (even,), 0, (even, odd)),
+        ]:
+            assert item.kind().aligned == aligned
+            assert item.kind().strided == (strides is not None)
 
 
 class FakeGpu:
