@@ -47,11 +47,14 @@ def check_gradients(name: str, grads: Sequence[Tensor | None], params: Sequence[
 
 def check_writable(name: str, param: Tensor) -> None:
     """:raises ValueError: several elements of ``param`` share one address, so it cannot be updated in place."""
-    if any(size > 1 and stride == 0 for size, stride in zip(param.shape, param.stride(), strict=True)):
-        raise ValueError(
-            f"{name} is a view in which several elements share one memory address (an expanded tensor?); it cannot be "
-            "updated in place, clone it first"
-        )
+    reach = 0  # of the dimensions so far: each further one has to step over it
+    for stride, size in sorted(zip(param.stride(), param.shape, strict=True)):
+        if size > 1 and stride <= reach and param.numel() > 0:
+            raise ValueError(
+                f"{name} is a view in which several elements share one memory address (an expanded tensor?); it cannot "
+                "be updated in place, clone it first"
+            )
+        reach += stride * (size - 1)
 
 
 def check_state(name: str, state: Tensor, param: Tensor) -> None:

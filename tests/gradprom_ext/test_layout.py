@@ -95,10 +95,18 @@ def test_aliased_gradients(backend):
     assert [p.tolist() for p in params] == [[-2.0, -4.0]] * 2
 
 
-def test_expanded_parameters_are_refused(backend):
-    first, p = torch.zeros(4), torch.zeros(1).expand(4)
+OVERLAPPING = {
+    "expanded": lambda: torch.zeros(1).expand(4),
+    "rows that overlap": lambda: torch.zeros(4).as_strided((2, 2), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("make", OVERLAPPING.values(), ids=OVERLAPPING)
+def test_parameters_that_share_memory_with_themselves_are_refused(backend, make):
+    first, p = torch.zeros(4), make()
+    grads = [torch.ones(4), torch.ones(p.shape)]
     with pytest.raises(ValueError, match=r"params\[1\] is a view in which several elements share one memory address"):
-        gp.gradprom_([first, p], [torch.ones(4)] * 2, [torch.ones(4)] * 2, backend=backend)
+        gp.gradprom_([first, p], grads, grads, backend=backend)
     assert torch.equal(first, torch.zeros(4)), "found before the first parameter is touched"
 
 

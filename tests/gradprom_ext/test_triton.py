@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 import gradprom_ext as gp
 from gradprom_ext import backends, triton_plan
 
-pytest.importorskip("triton", reason="triton is not installed")
+pytest.importorskip("triton", minversion="3.9", reason="needs the interpreter of triton 3.9 or later")
 
 import triton.language
 from triton.runtime import interpreter
