@@ -110,11 +110,11 @@ for tool in memcheck racecheck; do
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" -m benchmarks.gpu_case
 done
 
-for what in update step; do
-  limit=95
-  if [ "$what" = step ]; then limit=55; fi
-  part "$what" "$limit" "$python" -m gradprom_ext.bench --what "$what" --device cuda --rounds 15 --json "$out/$what.json"
-done
+benchmark() { # WHAT SECONDS ROUNDS
+  part "$1" "$2" "$python" -m gradprom_ext.bench --what "$1" --device cuda --rounds "$3" --json "$out/$1.json"
+}
+benchmark update 95 15
+benchmark step 55 7
 
 for name in tests sanitizer table; do
   "$python" -m benchmarks.gpu_table "$name" "$out" || note "$name.json" failed 0
