@@ -160,21 +160,22 @@ class Stepper:
         """
         config = self.config
         self._bind(main, aux)
-        for plan, share in zip(self._plans, self._shares, strict=True):
-            for i in plan.missing_states(hypers):
+        readable_hypers = [[h.on(device) for h in hypers] for device in self.devices]
+        for plan, share, here in zip(self._plans, self._shares, readable_hypers, strict=True):
+            for i in plan.missing_states(here):
                 refuse_capture()
                 p = share[i]
-                self._rule.init_state(hypers[self._groups[p]], self._params[p], self._states[p])
+                self._rule.init_state(here[self._groups[p]], self._params[p], self._states[p])
         if len(self._plans) == 1 and config.policy.kernel is not None and hasattr(self._plans[0], "step"):
             lambdas = readable(self.lambdas, self.devices[0])
-            here = [h.on(self.devices[0]) for h in hypers]
-            stats = self._plans[0].step(here, config.policy, lambdas, config.max_grad_norm, skipped_steps)
+            stats = self._plans[0].step(readable_hypers[0], config.policy, lambdas, config.max_grad_norm, skipped_steps)
         else:
             weights, stats = self._decide()
             if skipped_steps is not None:
                 skipped_steps += stats.skipped
-            for plan, rows, device in zip(self._plans, self._rows_of(weights), self.devices, strict=True):
-                plan.update([h.on(device) for h in hypers], to_device(rows, device), to_device(stats.skipped, device))
+            rows = self._rows_of(weights)
+            for plan, here, row, device in zip(self._plans, readable_hypers, rows, self.devices, strict=True):
+                plan.update(here, to_device(row, device), to_device(stats.skipped, device))
         if config.raise_nonfinite and stats.skipped:
             raise NonFiniteGradientError(f"{_name_nonfinite(main, aux)} holds NaN or infinity; nothing was updated")
         return stats

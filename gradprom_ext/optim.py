@@ -257,6 +257,9 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         if self._rule.master_weights:
             self._versions = [p._version for p in params]
 
+    _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
+    _untraced_step = torch._disable_dynamo(_watched_step)  # between the graphs, as torch.optim does with `zero_grad`
+
     def _prepare(self, params: list[Tensor]) -> list[rules.Hyper]:
         """What has to be in order before a step."""
         if self.aux_grads and len(self.aux_grads[0]) != len(params):  # a group was added since
@@ -266,9 +269,6 @@ class _GradPromOptimizer(torch.optim.Optimizer):
         if self._rule.master_weights:
             self._refresh_masters(params)
         return [self._rule.hyper(group) for group in self.param_groups]
-
-    _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
-    _untraced_step = torch._disable_dynamo(_watched_step)  # between the graphs, as torch.optim does with `zero_grad`
 
     def _put_numbers_on_device(self, device: torch.device) -> None:
         """A captured graph knows a number as it was, and a tensor as it is. Schedulers write into tensors."""

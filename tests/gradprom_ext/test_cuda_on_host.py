@@ -26,12 +26,20 @@ from hypothesis import strategies as st
 import gradprom_ext as gp
 from gradprom_ext import backends
 
-from . import test_device_numbers, test_gate, test_layout, test_master_weights, test_optim, test_semantics
+from . import test_device_numbers, test_gate, test_layout, test_master_weights, test_optim, test_semantics, test_step
 from .test_semantics import bits
 
 ROOT = Path(__file__).resolve().parents[2]
 
-for _module in (test_gate, test_layout, test_optim, test_semantics, test_master_weights, test_device_numbers):
+for _module in (
+    test_gate,
+    test_layout,
+    test_optim,
+    test_semantics,
+    test_master_weights,
+    test_device_numbers,
+    test_step,
+):
     globals().update({name: test for name, test in vars(_module).items() if name.startswith("test_")})
 
 
@@ -247,49 +255,6 @@ def test_gram_and_update_apart():
     main[0].view(-1)[0] = float("inf")
     assert bool(gp.gradprom_(params, main, aux, lr=0.1, gate=Everything(), backend="cpu").skipped)
     assert [bits(p) for p in params] == [bits(p) for p in together]
-
-
-def test_whatever_changes_between_steps_is_noticed():
-    """What the device knows of a plan is kept as long as all tensors are where they were, so everything else changes
-    alone here."""
-    shapes = [(9,), (4, 5), (600,)]
-    twins = []
-    for backend in ("cpu", "reference"):
-        g = torch.Generator().manual_seed(0)
-        params = [torch.nn.Parameter(torch.randn(s, generator=g)) for s in shapes]
-        opt = gp.GradPromSGD([{"params": [p]} for p in params], lr=0.1, gate="always", backend=backend)
-        twins.append((opt, params, [[torch.randn(p.shape, generator=g) for p in params] for _ in range(2)]))
-
-    def replace_state(opt, params):
-        state = opt.state[params[2]]
-        state["momentum_buffer"] = state["momentum_buffer"] * 2
-
-    changes = {
-        "nothing": lambda opt, params: None,
-        "other gradients": lambda opt, params: [setattr(p, "grad", p.grad * 2) for p in params],
-        "one gradient is missing": lambda opt, params: setattr(params[1], "grad", None),
-        "a gradient is transposed": lambda opt, params: setattr(params[1], "grad", torch.arange(20.0).view(5, 4).t()),
-        "other strides": lambda opt, params: setattr(params[1], "grad", torch.arange(40.0).view(4, 10)[:, ::2]),
-        "a learning rate": lambda opt, params: opt.param_groups[1].update(lr=0.5),
-        "momentum": lambda opt, params: [group.update(momentum=0.9) for group in opt.param_groups],
-        "memory of a parameter": lambda opt, params: setattr(params[0], "data", params[0].detach().clone() + 1),
-        "a state tensor": replace_state,
-        "maximize": lambda opt, params: opt.param_groups[2].update(maximize=True),
-        "no momentum": lambda opt, params: [group.update(momentum=0.0) for group in opt.param_groups],
-    }
-    for name, change in changes.items():
-        for opt, params, (main, aux) in twins:
-            for p, grad in zip(params, main, strict=True):
-                p.grad = grad
-            opt.aux_grads = [aux]
-            opt.step()
-            change(opt, params)
-            opt.step()
-            opt.step()
-        for a, b in zip(twins[0][1], twins[1][1], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, msg=name)
-            states = twins[0][0].state[a], twins[1][0].state[b]
-            torch.testing.assert_close(*states, rtol=1e-6, atol=1e-6, msg=name)
 
 
 def test_more_groups_than_the_arguments_hold():

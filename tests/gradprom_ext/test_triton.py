@@ -30,7 +30,7 @@ pytest.importorskip("triton", minversion="3.9", reason="needs the interpreter of
 import triton.language
 from triton.runtime import interpreter
 
-from . import test_device_numbers, test_gate, test_layout, test_master_weights, test_optim, test_semantics
+from . import test_device_numbers, test_gate, test_layout, test_master_weights, test_optim, test_semantics, test_step
 from .test_cuda_on_host import RULES, same_bits, train
 from .test_semantics import FLOATS, bits
 
@@ -44,7 +44,15 @@ TOO_SLOW = {
     "test_bitwise_repeatable",
     "test_thousands_of_small_tensors",
 }
-for _module in (test_gate, test_layout, test_optim, test_semantics, test_master_weights, test_device_numbers):
+for _module in (
+    test_gate,
+    test_layout,
+    test_optim,
+    test_semantics,
+    test_master_weights,
+    test_device_numbers,
+    test_step,
+):
     globals().update({n: t for n, t in vars(_module).items() if n.startswith("test_") and n not in TOO_SLOW})
 
 # The interpreter computes with NumPy, which warns of the very NaN that a test is about.
@@ -301,47 +309,6 @@ def test_every_16_bit_number_is_read_exactly(dtype):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The plan
-
-
-def test_whatever_changes_between_steps_is_noticed():
-    """A plan keeps its tables as long as all tensors are where they were, so everything else changes alone here."""
-    twins = []
-    for backend in ("triton", "reference"):
-        g = torch.Generator().manual_seed(0)
-        params = [torch.nn.Parameter(torch.randn(s, generator=g)) for s in [(9,), (4, 5), (600,)]]
-        opt = gp.GradPromSGD([{"params": [p]} for p in params], lr=0.1, gate="always", backend=backend)
-        twins.append((opt, params, [[torch.randn(p.shape, generator=g) for p in params] for _ in range(2)]))
-
-    def replace_state(opt, params):
-        state = opt.state[params[2]]
-        state["momentum_buffer"] = state["momentum_buffer"] * 2
-
-    changes = {
-        "nothing": lambda opt, params: None,
-        "numbers at the same addresses": lambda opt, params: [p.grad.mul_(2) for p in params],
-        "one gradient is missing": lambda opt, params: setattr(params[1], "grad", None),
-        "a gradient is transposed": lambda opt, params: setattr(params[1], "grad", torch.arange(20.0).view(5, 4).t()),
-        "a learning rate": lambda opt, params: opt.param_groups[1].update(lr=0.5),
-        "a learning rate as a tensor": lambda opt, params: opt.param_groups[1].update(lr=torch.tensor(0.25)),
-        "momentum": lambda opt, params: [group.update(momentum=0.9) for group in opt.param_groups],
-        "memory of a parameter": lambda opt, params: setattr(params[0], "data", params[0].detach().clone() + 1),
-        "layout of a parameter": lambda opt, params: setattr(params[1], "data", params[1].detach().t().clone().t()),
-        "a state tensor": replace_state,
-        "maximize": lambda opt, params: opt.param_groups[2].update(maximize=True),
-        "lambda": lambda opt, params: setattr(opt, "aux_weight", 0.5),
-        "no momentum": lambda opt, params: [group.update(momentum=0.0) for group in opt.param_groups],
-    }
-    for name, change in changes.items():
-        for opt, params, (main, aux) in twins:
-            for p, grad in zip(params, main, strict=True):
-                p.grad = grad
-            opt.aux_grads = [aux]
-            opt.step()
-            change(opt, params)
-            opt.step()
-            opt.step()
-        for a, b in zip(twins[0][1], twins[1][1], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, msg=name)
 
 
 def test_launches_are_few(interpreted, monkeypatch):
