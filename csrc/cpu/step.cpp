@@ -272,7 +272,8 @@ bool decide_rows(const StepPlan& plan, const double* gram, double* weights, doub
 
 void count_step(const StepPlan& plan) {
   for (const Entry& entry : plan.entries) {
-    if (entry.step != nullptr && entry.active(plan.num_grads)) *entry.step += 1.0f;
+    const bool counted = entry.step != nullptr && plan.num_states(plan.groups[entry.group]) > 0;
+    if (counted && entry.active(plan.num_grads)) *entry.step += 1.0f;
   }
 }
 
