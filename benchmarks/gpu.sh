@@ -43,7 +43,7 @@ part() { # NAME SECONDS COMMAND...
   if [ "$limit" -le 0 ]; then
     outcome="no time"
   else
-    # What is interrupted writes down what it has (in the background a shell would have it ignore that); whoever does not
+    # What is interrupted writes down what it has (in the background a shell would have it ignore that); what does not
     # listen is killed.
     timeout --signal=INT --kill-after=5 "$limit" env --default-signal=INT "$@" > "$out/logs/$name.log" 2>&1 || code=$?
     case $code in
@@ -93,7 +93,7 @@ part build 60 bash -c build
 # Triton's compiler needs the processor, the others the GPU: two halves side by side. The experiments, and the packages
 # that they need, stay outside (--confcutdir).
 gpu_tests() { # NAME SELECTION
-  part "$1" 180 "$python" -m pytest -m gpu -k "$2" tests/gradprom_ext/test_gpu.py --confcutdir=tests/gradprom_ext \
+  part "$1" 180 "$python" -m pytest -m gpu -k "$2" tests/gradprom_ext --confcutdir=tests/gradprom_ext \
     -p no:cacheprovider -q --tb=short --junitxml="$out/logs/$1.xml"
 }
 gpu_tests triton triton &

@@ -31,7 +31,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "adamw": lambda ps, **kw: gp.GradPromAdamW(ps, lr=0.1, eps=1e-2, master_weights=True, **kw),
     "amsgrad": lambda ps, **kw: gp.GradPromAdam(ps, lr=0.1, eps=1e-2, amsgrad=True, **kw),
 }
-#: Arguments of ``_C.cuda_configure``.
+#: Options of the CUDA backend.
 FORMS: dict[str, dict[str, Any]] = {
     "one launch": {},
     "one launch per stage": {"cooperative": False},
@@ -83,7 +83,11 @@ def problem(seed: int) -> tuple[list[Tensor], list[list[Tensor]]]:
 
 
 def train(
-    rule: str, params: Sequence[Tensor], grads: Sequence[Sequence[Tensor]], backend: str, **kwargs: Any
+    rule: str,
+    params: Sequence[Tensor],
+    grads: Sequence[Sequence[Tensor]],
+    backend: str | backends.Backend,
+    **kwargs: Any,
 ) -> list[list[Tensor]]:
     """Two steps; the parameters' values, the states and the statistics, on the host."""
     leaves = [nn.Parameter(p) for p in params]
@@ -121,23 +125,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     reason = backends.explain(device).get(device.type)
     if reason is not None:
         sys.exit(f"gpu_case: the backend {device.type} is not usable: {reason}")
-    extension = backends.extension()[0]
-    forms = FORMS if hasattr(extension, "cuda_configure") else {"CPU": {}}
+    forms = FORMS if device.type == "cuda" else {"CPU": {}}
 
     params, grads = problem(seed=0)
     failures, cases = 0, 0
     for rule, granularity in itertools.product(RULES, ("global", "tensor")):
         expected = train(rule, [p.clone() for p in params], grads, "reference", granularity=granularity)
         for (form, options), shift in zip(forms.items(), itertools.count()):
-            if form != "CPU":
-                extension.cuda_configure(**options)
+            backend = backends.CudaBackend(**options) if device.type == "cuda" else "cpu"
             # Each form sees each tensor in another layout.
             placed = [place(p, LAYOUTS[(i + shift) % 4], device) for i, p in enumerate(params)]
             on_device = [
                 [place(g, LAYOUTS[(i + k + shift) % 4], device).view for i, g in enumerate(gs)]
                 for k, gs in enumerate(grads)
             ]
-            actual = train(rule, [p.view for p in placed], on_device, device.type, granularity=granularity)
+            actual = train(rule, [p.view for p in placed], on_device, backend, granularity=granularity)
             problem_found = first_difference(actual, expected)
             if problem_found is None and not all(p.guards_hold() for p in placed):
                 problem_found = "something was written beside a parameter"

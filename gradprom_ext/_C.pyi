@@ -1,44 +1,77 @@
-"""The compiled module, for type checkers; csrc/bindings.cpp is the source."""
+"""The compiled module, for type checkers; csrc/python/module.cpp is the source, and CI compares the two."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsInt
 
 from torch import Tensor
 
 MAX_AUX: int
 STATS_HEADER: int
-CUDA_ARCHITECTURES: str
+HYPER_NAMES: tuple[str, ...]
 COMPILER: str
+CUDA_ARCHITECTURES: str
 OPENMP: bool
 
 def cpu_isa() -> str: ...
-def tensor_path(tensor: Tensor) -> str: ...
+def cuda_unusable(device: SupportsInt) -> str: ...
+def tensor_path(tensor: object) -> str: ...
 def allow_exchange(allowed: bool) -> None: ...
-def __getattr__(name: str) -> Any: ...
+def grads_of(params: list[Tensor]) -> list[Tensor | None]: ...
+def same_objects(a: list[Any], b: list[Any]) -> bool: ...
+def moment_names(rule: Rule) -> list[str]: ...
+
+class _Enum:
+    def __init__(self, value: SupportsInt) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def value(self) -> int: ...
+    def __int__(self) -> int: ...
+    def __index__(self) -> int: ...
+    __members__: dict[str, Any]
+
+class Rule(_Enum):
+    sgd: Rule
+    adam: Rule
+
+class Gate(_Enum):
+    hard: Gate
+    soft: Gate
+    always: Gate
+    never: Gate
+    project: Gate
+
+class CudaOptions:
+    def __init__(
+        self, *, cooperative: bool = True, max_blocks: SupportsInt = 0, max_shared_bytes: SupportsInt = -1
+    ) -> None: ...
 
 class Group:
     def __init__(self, *, lr: float | Tensor, **rest: float | bool) -> None: ...
 
 class GateSettings:
     def __init__(
-        self, *, gate: Any, threshold: float, max_grad_norm: float, aux_weight: tuple[float, ...] | Tensor
+        self, *, gate: Gate, threshold: float, max_grad_norm: float, aux_weight: tuple[float, ...] | Tensor
     ) -> None: ...
 
 class Plan:
     def __init__(
         self,
         *,
-        rule: Any,
+        rule: Rule,
         params: list[Tensor],
-        groups: list[int],
+        groups: Sequence[int],
         states: list[dict[str, Any]],
         num_aux: int,
         per_tensor: bool,
         master_weights: bool,
+        cuda: CudaOptions = ...,
     ) -> None: ...
     def matches(self, params: list[Tensor]) -> bool: ...
     def bind_gradients(self, main: Sequence[Tensor | None], aux: Sequence[Sequence[Tensor | None]]) -> None: ...
     def bind_states(self, groups: Sequence[Group]) -> list[int]: ...
-    def step(self, groups: Sequence[Group], gate: GateSettings, stats: Tensor, skipped_steps: Tensor) -> None: ...
+    def step(
+        self, groups: Sequence[Group], gate: GateSettings, stats: Tensor, skipped_steps: Tensor | None
+    ) -> None: ...
     def gram(self, out: Tensor) -> None: ...
     def update(self, groups: Sequence[Group], weights: Tensor, skip: Tensor) -> None: ...

@@ -16,6 +16,7 @@ from .backends import available_backends
 from .functional import gradient_stats, gradprom_
 from .optim import GradPromAdam, GradPromAdamW, GradPromSGD
 from .policy import AlwaysGate, GatePolicy, HardGate, NeverGate, ProjectGate, SoftGate
+from .settings import StepSettings
 from .stats import GateStats
 from .version import __version__
 
@@ -31,6 +32,7 @@ __all__ = [
     "NonFiniteGradientError",
     "ProjectGate",
     "SoftGate",
+    "StepSettings",
     "__version__",
     "available_backends",
     "gradient_stats",

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import _torch
+
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def _check_tensor(name: str, tensor: object) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
+    if tensor.is_nested:
+        raise TypeError(f"{name} is nested; gradprom_ext works on plain tensors")
     if tensor.layout != torch.strided:
         hint = "; use dense gradients (nn.Embedding(sparse=False))" if "grads" in name else ""
         raise TypeError(f"{name} is sparse ({tensor.layout}){hint}")
@@ -22,15 +26,39 @@ def _check_tensor(name: str, tensor: object) -> None:
         raise TypeError(f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}; gradprom_ext works on {names}")
 
 
+def _check_memory(name: str, tensor: Tensor) -> None:
+    """:raises TypeError: the values of ``tensor`` are not in memory."""
+    if torch.compiler.is_compiling():
+        return  # all tensors are fake there; the operator looks at the real ones
+    if _torch.intercepts_operations(type(tensor)):
+        raise TypeError(
+            f"{name} is a {type(tensor).__name__}, which intercepts every operation and has no memory of its own; "
+            "gradprom_ext needs plain tensors"
+        )
+    if _torch.is_functional(tensor):
+        raise TypeError(f"{name} is a functional tensor, which stands for another one and has no memory of its own")
+    if _torch.is_efficient_zero(tensor):
+        raise TypeError(f"{name} is an efficient zero tensor, which has no memory; clone() gives it some")
+    if tensor.device.type != "meta" and tensor.numel() > 0 and tensor.data_ptr() == 0:
+        raise TypeError(f"{name} has no memory that could be read: its storage was freed, or it never had one")
+
+
 def check_param(name: str, param: object) -> None:
-    """:raises TypeError: not a dense tensor of a supported floating-point type."""
+    """:raises TypeError: not a dense tensor of a supported floating-point type with memory that can be written to."""
     _check_tensor(name, param)
+    assert isinstance(param, Tensor)
+    _check_memory(name, param)
+    if not torch.compiler.is_compiling() and param.is_neg():
+        raise TypeError(
+            f"{name} is a lazily negated view (is_neg()); what its memory holds are not its values, so give it memory "
+            "of its own: resolve_neg()"
+        )
 
 
 def check_gradients(name: str, grads: Sequence[Tensor | None], params: Sequence[Tensor], what: str = "params") -> None:
     """Checks one gradient per parameter; ``None`` is a zero.
 
-    :raises TypeError: a gradient is sparse, complex or no tensor.
+    :raises TypeError: a gradient is sparse, complex, without memory, or no tensor.
     :raises ValueError: number, shape or device differ from the parameters'.
     """
     if len(grads) != len(params):
@@ -43,6 +71,7 @@ def check_gradients(name: str, grads: Sequence[Tensor | None], params: Sequence[
             raise ValueError(f"{name}[{i}] has shape {tuple(g.shape)}, but {what}[{i}] has shape {tuple(p.shape)}")
         if g.device != p.device:
             raise ValueError(f"{name}[{i}] is on {g.device}, but {what}[{i}] is on {p.device}")
+        _check_memory(f"{name}[{i}]", g)
 
 
 def check_writable(name: str, param: Tensor) -> None:
@@ -58,9 +87,13 @@ def check_writable(name: str, param: Tensor) -> None:
 
 
 def check_state(name: str, state: Tensor, param: Tensor) -> None:
-    """:raises ValueError: an optimizer state does not fit its parameter."""
+    """
+    :raises ValueError: an optimizer state does not fit its parameter.
+    :raises TypeError: it has no memory.
+    """
     if state.shape != param.shape:
         raise ValueError(f"{name} has shape {tuple(state.shape)}, but its parameter has shape {tuple(param.shape)}")
+    _check_memory(name, state)
 
 
 def aux_sequences(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 
 from . import backends, reference, rules
 from ._device import readable, refuse_capture, to_device
-from .policy import GatePolicy, resolve_policy
-from .reference import Gradients
-from .rules import Hyper, Rule
+from .plan import Gradients, PlanBase, PlanSpec, StepRequest
+from .rules import Hyper
+from .settings import StepConfig
 from .stats import GateStats
 
 
@@ -22,128 +21,55 @@ class NonFiniteGradientError(FloatingPointError):
     """A gradient holds NaN or infinity and ``nonfinite="raise"``; nothing was updated."""
 
 
-@dataclass(frozen=True)
-class StepConfig:
-    """The checked arguments that every entry point shares."""
-
-    policy: GatePolicy
-    aux_weight: float | tuple[float, ...] | Tensor
-    per_tensor: bool
-    max_grad_norm: float | None
-    raise_nonfinite: bool
-    backend: str
-
-    @classmethod
-    def make(
-        cls,
-        *,
-        aux_weight: float | Sequence[float] | Tensor,
-        gate: str | GatePolicy,
-        threshold: float,
-        granularity: str,
-        max_grad_norm: float | None,
-        nonfinite: str,
-        backend: str,
-    ) -> StepConfig:
-        """:raises ValueError: an argument has no meaning; says which and what it may be."""
-        if granularity not in ("global", "tensor"):
-            raise ValueError(f"granularity must be 'global' or 'tensor', got {granularity!r}")
-        if nonfinite not in ("skip", "raise"):
-            raise ValueError(f"nonfinite must be 'skip' or 'raise', got {nonfinite!r}")
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be positive or None, got {max_grad_norm}")
-        backends.check_name(backend)
-        return cls(
-            policy=resolve_policy(gate, threshold),
-            aux_weight=check_aux_weight(aux_weight),
-            per_tensor=granularity == "tensor",
-            max_grad_norm=None if max_grad_norm is None else float(max_grad_norm),
-            raise_nonfinite=nonfinite == "raise",
-            backend=backend,
-        )
-
-    def lambdas(self, num_aux: int) -> tuple[float, ...] | Tensor:
-        """One lambda per auxiliary, or a tensor of one or of as many.
-
-        :raises ValueError: ``aux_weight`` has another number of entries.
-        """
-        if isinstance(self.aux_weight, float):
-            return (self.aux_weight,) * num_aux
-        entries = self.aux_weight.numel() if isinstance(self.aux_weight, Tensor) else len(self.aux_weight)
-        if entries != num_aux and not (isinstance(self.aux_weight, Tensor) and entries == 1):
-            raise ValueError(f"aux_weight has {entries} entries for {num_aux} auxiliary gradients")
-        return self.aux_weight
-
-
-def check_aux_weight(aux_weight: float | Sequence[float] | Tensor) -> float | tuple[float, ...] | Tensor:
-    """:raises ValueError: a number that is not finite, or a tensor that is neither ``[]`` nor ``[K]``.
-    :raises TypeError: a tensor of another type than float32 and float64.
-    """
-    if isinstance(aux_weight, Tensor):
-        if aux_weight.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"aux_weight has dtype {aux_weight.dtype}; as a tensor it must be float32 or float64")
-        if aux_weight.ndim > 1:
-            raise ValueError(f"aux_weight has shape {tuple(aux_weight.shape)}; it must hold one number per auxiliary")
-        return aux_weight.detach()  # shares memory: what its owner writes is seen
-    weights = tuple(map(float, aux_weight)) if isinstance(aux_weight, Iterable) else (float(aux_weight),)
-    if not all(map(math.isfinite, weights)):
-        raise ValueError(f"aux_weight must be finite, got {aux_weight}")
-    return weights if isinstance(aux_weight, Iterable) else weights[0]
-
-
 class Stepper:
     """Plans for a fixed list of parameters, one per device."""
 
-    def __init__(
-        self,
-        rule: Rule,
-        params: list[Tensor],
-        groups: list[int],
-        states: list[dict[str, Any]],
-        num_aux: int,
-        config: StepConfig,
-    ) -> None:
-        self._rule, self._params, self._groups, self._states = rule, params, groups, states
-        self.num_aux = num_aux
+    def __init__(self, spec: PlanSpec, config: StepConfig) -> None:
+        self._spec = spec
         self.config = config
-        self.lambdas = config.lambdas(num_aux)
-        by_device = shares_by_device(params)
+        self.lambdas = config.lambdas(spec.num_aux)
+        by_device = shares_by_device(spec.params)
         self.devices = [device for device, _ in by_device]
         self._shares = [share for _, share in by_device]
         # The parameters plan by plan; on the device that decides, where indexing by it does not wait.
         self._order = torch.empty(0, dtype=torch.int64)
         if len(by_device) > 1:
             self._order = torch.tensor([i for share in self._shares for i in share], device=self.devices[0])
-        self.backends = [backends.choose(config.backend, device, num_aux) for device in self.devices]
-        self._plans = [
-            backend.plan(
-                rule, _pick(params, share), _pick(groups, share), _pick(states, share), num_aux, config.per_tensor
-            )
-            for backend, share in zip(self.backends, self._shares, strict=True)
-        ]
+        self.backends = [backends.choose(config.backend, device, spec.num_aux) for device in self.devices]
+        parts = [spec] if len(by_device) == 1 else [spec.part(share) for share in self._shares]
+        self._plans = [backend.plan(part) for backend, part in zip(self.backends, parts, strict=True)]
+        self._fused = len(self._plans) == 1 and config.kernel is not None and self._plans[0].fused
 
     @classmethod
     def stateless(cls, params: list[Tensor], num_aux: int, config: StepConfig) -> Stepper:
         """Plain SGD on one group of parameters: nothing is left from step to step."""
-        return cls(rules.SGD, params, [0] * len(params), [{} for _ in params], num_aux, config)
+        spec = PlanSpec(
+            rules.SGD, params, [0] * len(params), [{} for _ in params], num_aux=num_aux, per_tensor=config.per_tensor
+        )
+        return cls(spec, config)
 
     @classmethod
     def for_gradients(cls, main: Gradients, aux: Sequence[Gradients], config: StepConfig) -> Stepper:
         """Without parameters: to measure, not to step."""
         return cls.stateless(stand_ins(main, aux), len(aux), config)
 
-    def fits(self, params: Sequence[Tensor], num_aux: int, config: StepConfig) -> bool:
+    def fits(self, params: list[Tensor], num_aux: int, config: StepConfig) -> bool:
         """Whether this stepper was made for the same parameter objects, on the devices they are on now."""
-        if config is not self.config or num_aux != self.num_aux or len(params) != len(self._params):
+        if config is not self.config or num_aux != self._spec.num_aux or len(params) != len(self._spec.params):
             return False
         if len(self._plans) == 1:
             return self._plans[0].matches(params)
         return all(plan.matches(_pick(params, share)) for plan, share in zip(self._plans, self._shares, strict=True))
 
     def stats(self, main: Gradients, aux: Sequence[Gradients]) -> GateStats:
-        """Measures and decides without updating anything."""
+        """Measures and decides without updating anything.
+
+        :raises NonFiniteGradientError: see ``nonfinite``.
+        """
         self._bind(main, aux)
-        return self._decide()[1]
+        stats = self._decide()[1]
+        self._raise_nonfinite(stats, main, aux)
+        return stats
 
     def step(
         self,
@@ -158,27 +84,50 @@ class Stepper:
         :raises NonFiniteGradientError: see ``nonfinite``; nothing was updated then.
         :raises RuntimeError: the first step is being captured in a CUDA graph.
         """
-        config = self.config
-        self._bind(main, aux)
-        readable_hypers = [[h.on(device) for h in hypers] for device in self.devices]
-        for plan, share, here in zip(self._plans, self._shares, readable_hypers, strict=True):
-            for i in plan.missing_states(here):
-                refuse_capture()
-                p = share[i]
-                self._rule.init_state(here[self._groups[p]], self._params[p], self._states[p])
-        if len(self._plans) == 1 and config.policy.kernel is not None and hasattr(self._plans[0], "step"):
-            lambdas = readable(self.lambdas, self.devices[0])
-            stats = self._plans[0].step(readable_hypers[0], config.policy, lambdas, config.max_grad_norm, skipped_steps)
-        else:
+        if self._fused:
+            return self._fused_step(main, aux, hypers, skipped_steps)
+        with torch.no_grad():
+            self._bind(main, aux)
+            readable_hypers = [[h.on(device) for h in hypers] for device in self.devices]
+            for plan, share, here in zip(self._plans, self._shares, readable_hypers, strict=True):
+                self._init_states(plan, share, here)
             weights, stats = self._decide()
             if skipped_steps is not None:
                 skipped_steps += stats.skipped
             rows = self._rows_of(weights)
             for plan, here, row, device in zip(self._plans, readable_hypers, rows, self.devices, strict=True):
                 plan.update(here, to_device(row, device), to_device(stats.skipped, device))
-        if config.raise_nonfinite and stats.skipped:
-            raise NonFiniteGradientError(f"{_name_nonfinite(main, aux)} holds NaN or infinity; nothing was updated")
+        self._raise_nonfinite(stats, main, aux)
         return stats
+
+    def _fused_step(
+        self, main: Gradients, aux: Sequence[Gradients], hypers: Sequence[Hyper], skipped_steps: Tensor | None
+    ) -> GateStats:
+        """The same with one plan and a gate that its kernels have: no operation of PyTorch's but the allocation of the
+        statistics, so that autograd need not be kept out."""
+        plan, device, config = self._plans[0], self.devices[0], self.config
+        plan.bind_gradients(main, aux)
+        if any(isinstance(h.lr, Tensor) for h in hypers):
+            hypers = [h.on(device) for h in hypers]
+        self._init_states(plan, self._shares[0], hypers)
+        request = StepRequest(
+            hypers, config.policy, readable(self.lambdas, device), config.max_grad_norm, skipped_steps
+        )
+        stats = plan.step(request)
+        self._raise_nonfinite(stats, main, aux)
+        return stats
+
+    def _init_states(self, plan: PlanBase, share: Sequence[int], hypers: Sequence[Hyper]) -> None:
+        """Makes what is missing of the states of a plan, whose parameters are those numbered ``share``."""
+        for i in plan.missing_states(hypers):
+            refuse_capture()
+            spec, p = self._spec, share[i]
+            with torch.no_grad():
+                spec.rule.init_state(hypers[spec.groups[p]], spec.params[p], spec.states[p])
+
+    def _raise_nonfinite(self, stats: GateStats, main: Gradients, aux: Sequence[Gradients]) -> None:
+        if self.config.raise_nonfinite and stats.skipped:
+            raise NonFiniteGradientError(f"{_name_nonfinite(main, aux)}; nothing was updated")
 
     def _bind(self, main: Gradients, aux: Sequence[Gradients]) -> None:
         if len(self._plans) == 1:
@@ -225,8 +174,14 @@ def _pick(items: Sequence[Any], indices: Sequence[int]) -> list[Any]:
 
 
 def _name_nonfinite(main: Gradients, aux: Sequence[Gradients]) -> str:
-    for name, grads in [("main_grads", main), *((f"aux_grads[{k}]", gs) for k, gs in enumerate(aux))]:
+    """Which gradient it is, and what is wrong with it."""
+    named = [("main_grads", main), *((f"aux_grads[{k}]", gs) for k, gs in enumerate(aux))]
+    for name, grads in named:
         for i, g in enumerate(grads):
             if g is not None and not torch.isfinite(g).all():
-                return f"{name}[{i}]"
-    return "a gradient"
+                return f"{name}[{i}] holds NaN or infinity"
+    # All are finite, but a sum of their squares is not.
+    for name, grads in named:
+        if not sum(float(g.to(torch.float64).square().sum()) for g in grads if g is not None) < math.inf:
+            return f"the squared norm of {name} leaves float64: it is longer than 1e154"
+    return "a gradient holds NaN or infinity"

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import _checks, ops, reference, rules
-from ._step import StepConfig, Stepper, stand_ins
-from .policy import GatePolicy
+from ._step import Stepper, stand_ins
+from .settings import StepConfig, StepSettings, with_settings
 from .stats import GateStats
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["gradient_stats", "gradprom_"]
 
 OneOrSeveral = Sequence["Tensor | None"] | Sequence[Sequence["Tensor | None"]]
 
 
+@with_settings
 @torch.no_grad()
 def gradprom_(
     params: Iterable[Tensor],
@@ -24,13 +29,7 @@ def gradprom_(
     aux_grads: OneOrSeveral,
     *,
     lr: float | Tensor = 1e-3,
-    aux_weight: float | Sequence[float] | Tensor = 1.0,
-    gate: str | GatePolicy = "hard",
-    threshold: float = 0.0,
-    granularity: str = "global",
-    max_grad_norm: float | None = None,
-    nonfinite: str = "skip",
-    backend: str = "auto",
+    **settings: Unpack[StepSettings],
 ) -> GateStats:
     """One GradProm step by the SGD rule, in place:
     ``theta -= lr * (G_main + gate * aux_weight * G_aux)`` (`arXiv:2501.01114 <https://arxiv.org/abs/2501.01114>`_).
@@ -40,16 +39,7 @@ def gradprom_(
         strides and any of these dtypes; ``None`` is a zero. A parameter without any gradient is left alone.
     :param aux_grads: gradients of the auxiliary loss, likewise; or a sequence of such sequences for several.
     :param lr: learning rate, >= 0; a number, or a float32 or float64 tensor of one element.
-    :param aux_weight: lambda, one number or one per auxiliary, or a tensor of those. Tensors on the parameters' device
-        are read there.
-    :param gate: ``"hard"`` (open where the cosine reaches ``threshold``), ``"soft"`` (weight ``max(0, cosine)``),
-        ``"always"``, ``"never"``, ``"project"`` or a :class:`~gradprom_ext.GatePolicy`.
-    :param threshold: cosine in [-1, 1], for ``"hard"`` and ``"soft"``.
-    :param granularity: ``"global"``: one cosine over all parameters; ``"tensor"``: one per parameter.
-    :param max_grad_norm: clips the norm of the combined gradient, as ``torch.nn.utils.clip_grad_norm_`` does.
-    :param nonfinite: where a gradient holds NaN or infinity, ``"skip"`` changes nothing and says so in
-        ``stats.skipped``; ``"raise"`` raises (and waits for the device to know).
-    :param backend: ``"auto"`` or one of :func:`~gradprom_ext.available_backends`.
+    :param settings: see :class:`~gradprom_ext.settings.StepSettings`.
     :returns: :class:`~gradprom_ext.GateStats`; its tensors stay on the device.
     :raises ValueError: an argument out of range; gradients whose number, shape or device do not fit.
     :raises TypeError: integer, complex or sparse tensors.
@@ -63,15 +53,7 @@ def gradprom_(
     """
     if not isinstance(lr, Tensor) and not lr >= 0:
         raise ValueError(f"lr must be a number >= 0, got {lr}")
-    config = StepConfig.make(
-        aux_weight=aux_weight,
-        gate=gate,
-        threshold=threshold,
-        granularity=granularity,
-        max_grad_norm=max_grad_norm,
-        nonfinite=nonfinite,
-        backend=backend,
-    )
+    config = StepConfig.make(**settings)
     theta, main, aux = list(params), list(main_grads), _checks.aux_sequences(aux_grads)
     for i, param in enumerate(theta):
         _checks.check_param(f"params[{i}]", param)
@@ -85,17 +67,12 @@ def gradprom_(
     return Stepper.stateless(theta, len(aux), config).step(main, aux, [rules.Hyper(lr=lr)])
 
 
+@with_settings
 @torch.no_grad()
 def gradient_stats(
     main_grads: Sequence[Tensor | None],
     aux_grads: OneOrSeveral,
-    *,
-    aux_weight: float | Sequence[float] | Tensor = 1.0,
-    gate: str | GatePolicy = "hard",
-    threshold: float = 0.0,
-    granularity: str = "global",
-    max_grad_norm: float | None = None,
-    backend: str = "auto",
+    **settings: Unpack[StepSettings],
 ) -> GateStats:
     """Cosines, norms and the gate that a step would have, without a step. Arguments and errors as in
     :func:`gradprom_`.
@@ -104,15 +81,7 @@ def gradient_stats(
     >>> gp.gradient_stats([torch.tensor([3.0, 4.0])], [torch.tensor([-4.0, 3.0])]).cosine.tolist()
     [0.0]
     """
-    config = StepConfig.make(
-        aux_weight=aux_weight,
-        gate=gate,
-        threshold=threshold,
-        granularity=granularity,
-        max_grad_norm=max_grad_norm,
-        nonfinite="skip",
-        backend=backend,
-    )
+    config = StepConfig.make(**settings)
     main, aux = list(main_grads), _checks.aux_sequences(aux_grads)
     for name, grads in [("main_grads", main), *((f"aux_grads[{k}]", gs) for k, gs in enumerate(aux))]:
         if len(grads) != len(main):

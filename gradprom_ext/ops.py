@@ -2,7 +2,7 @@
 
 A compiler cannot look into a kernel. It needs to know what goes in, what is written to and what comes out: the schemas
 below declare that, and the fake implementations say it without running anything. The real ones are the ordinary step,
-on whatever backend the tensors call for. In eager mode nobody goes through here. The optimizers do not either: they run
+on whatever backend the tensors call for. Eager mode does not go through here. The optimizers do not either: they run
 between the graphs, as those of ``torch.optim`` do where they are not traced.
 """
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from . import rules
-from ._step import StepConfig, Stepper
+from ._step import Stepper
+from .plan import Gradients
 from .policy import resolve_policy
-from .reference import Gradients
+from .settings import StepConfig
 from .stats import GateStats, packed_size
 
 __all__ = ["gradient_stats", "gradprom_", "traceable"]
@@ -35,9 +36,10 @@ _library.define(f"gradient_stats(Tensor?[] grads, int num_aux, *, {_SETTINGS}) -
 
 
 def traceable(config: StepConfig) -> bool:
-    """Whether a step with these settings is one operator: a policy in Python has no name that a schema could carry, and
-    raising means reading."""
-    return torch.compiler.is_compiling() and config.policy.kernel is not None and not config.raise_nonfinite
+    """Whether a step with these settings is one operator: a policy or a backend that is an object has no name that a
+    schema could carry, and raising means reading."""
+    named = config.kernel is not None and isinstance(config.backend, str)
+    return torch.compiler.is_compiling() and named and not config.raise_nonfinite
 
 
 def gradprom_(
@@ -64,7 +66,7 @@ def gradient_stats(main: Gradients, aux: Sequence[Gradients], config: StepConfig
 def _settings(config: StepConfig, num_aux: int) -> dict[str, Any]:
     lambdas = config.lambdas(num_aux)
     return {
-        "gate": config.policy.kernel,
+        "gate": config.kernel,
         "threshold": config.policy.threshold,
         "aux_weight": [] if isinstance(lambdas, Tensor) else list(lambdas),
         "aux_weight_tensor": lambdas if isinstance(lambdas, Tensor) else None,

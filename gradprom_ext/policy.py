@@ -8,20 +8,31 @@ gradient and ``g_1 .. g_K`` the auxiliary ones, a policy maps ``gram[i, j] = <g_
     c = main_weight * g_0 + sum_k gate_k * aux_weight_k * g_k
 
 so a new method is a few lines here and runs on every backend. The built-in policies also exist as a case of
-``csrc/gradprom/policy.h``, where the fused kernels apply them without leaving the device; a policy of your own runs as
-PyTorch operations between two kernels, still without waiting for the device.
+``csrc/gradprom/policy.h`` and of ``gradprom_ext/triton_kernels.py``, where the fused kernels apply them without leaving
+the device; a policy of your own, a subclass of a built-in one too, runs as PyTorch operations between two kernels,
+still without waiting for the device.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["AlwaysGate", "GatePolicy", "HardGate", "NeverGate", "ProjectGate", "SoftGate", "cosines", "resolve_policy"]
+__all__ = [
+    "GATES",
+    "AlwaysGate",
+    "GatePolicy",
+    "HardGate",
+    "NeverGate",
+    "ProjectGate",
+    "SoftGate",
+    "cosines",
+    "kernel_of",
+    "resolve_policy",
+]
 
 
 def cosines(gram: Tensor) -> Tensor:
@@ -52,9 +63,7 @@ class GatePolicy(ABC):
     [0.0]
     """
 
-    #: Name of the case in ``csrc/gradprom/policy.h``; ``None`` for a policy that exists in Python alone.
-    kernel: ClassVar[str | None] = None
-    #: The kernels' ``threshold`` argument.
+    #: The cosine that :class:`HardGate` and :class:`SoftGate` compare with.
     threshold: float = 0.0
 
     @abstractmethod
@@ -88,8 +97,6 @@ class HardGate(_ThresholdGate):
     :param threshold: a cosine in [-1, 1]; the method has 0.
     """
 
-    kernel = "hard"
-
     def __call__(self, gram: Tensor, aux_weight: Tensor) -> tuple[Tensor, Tensor]:
         gate = (cosines(gram) >= self.threshold).to(gram.dtype)
         return torch.ones_like(gram[..., 0, 0]), gate
@@ -101,8 +108,6 @@ class SoftGate(_ThresholdGate):
     :param threshold: below this cosine the weight is 0.
     """
 
-    kernel = "soft"
-
     def __call__(self, gram: Tensor, aux_weight: Tensor) -> tuple[Tensor, Tensor]:
         cosine = cosines(gram)
         gate = torch.where(cosine >= self.threshold, cosine.clamp_min(0.0), 0.0)
@@ -112,16 +117,12 @@ class SoftGate(_ThresholdGate):
 class AlwaysGate(GatePolicy):
     """Joint training: the plain sum of the gradients, whatever their directions."""
 
-    kernel = "always"
-
     def __call__(self, gram: Tensor, aux_weight: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(gram[..., 0, 0]), torch.ones_like(gram[..., 0, 1:])
 
 
 class NeverGate(GatePolicy):
     """The main gradient alone; the auxiliary ones are measured but never added."""
-
-    kernel = "never"
 
     def __call__(self, gram: Tensor, aux_weight: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(gram[..., 0, 0]), torch.zeros_like(gram[..., 0, 1:])
@@ -135,8 +136,6 @@ class ProjectGate(GatePolicy):
     ``g_k - (<g_0, g_k> / |g_0|^2) g_0``, whose second term is a weight on ``g_0``.
     """
 
-    kernel = "project"
-
     def __call__(self, gram: Tensor, aux_weight: Tensor) -> tuple[Tensor, Tensor]:
         conflict = cosines(gram) < 0
         along = gram[..., 0, 1:] / gram[..., 0, :1]
@@ -144,13 +143,23 @@ class ProjectGate(GatePolicy):
         return main_weight, torch.ones_like(along)
 
 
-_BY_NAME: dict[str, type[GatePolicy]] = {
+#: The one table of gates: the name on every interface, which is also that of the kernels' case, and the class.
+GATES: dict[str, type[GatePolicy]] = {
     "hard": HardGate,
     "soft": SoftGate,
     "always": AlwaysGate,
     "never": NeverGate,
     "project": ProjectGate,
 }
+
+
+_KERNELS = {gate: name for name, gate in GATES.items()}
+
+
+def kernel_of(policy: GatePolicy) -> str | None:
+    """Name of the case that the kernels have for exactly this class; ``None`` for a policy that exists in Python
+    alone. A subclass may override anything, so it is not its parent."""
+    return _KERNELS.get(type(policy))
 
 
 def resolve_policy(gate: str | GatePolicy, threshold: float = 0.0) -> GatePolicy:
@@ -166,10 +175,10 @@ def resolve_policy(gate: str | GatePolicy, threshold: float = 0.0) -> GatePolicy
         if threshold != 0.0:
             raise ValueError(f"threshold={threshold} has no effect on a policy object; give it to {gate!r} itself")
         return gate
-    if gate not in _BY_NAME:
-        known = ", ".join(repr(name) for name in _BY_NAME)
+    if gate not in GATES:
+        known = ", ".join(repr(name) for name in GATES)
         raise ValueError(f"unknown gate {gate!r}; choose {known}, or pass a gradprom_ext.GatePolicy")
-    policy = _BY_NAME[gate]
+    policy = GATES[gate]
     if issubclass(policy, _ThresholdGate):
         return policy(threshold)
     if threshold != 0.0:

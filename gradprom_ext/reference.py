@@ -14,13 +14,12 @@ from torch import Tensor
 from . import _checks
 from . import stats as _stats
 from ._device import to_device
+from .plan import Gradients, PlanSpec, StatesByName
 from .policy import GatePolicy, cosines
-from .rules import Hyper, Rule, apply_rule
+from .rules import Hyper, apply_rule
 from .stats import GateStats
 
 __all__ = ["combined_gradient", "decide", "gram_matrix"]
-
-Gradients = Sequence["Tensor | None"]
 
 
 def gram_matrix(grads: Sequence[Gradients], per_tensor: bool = False) -> Tensor:
@@ -102,50 +101,38 @@ def combined_gradient(grads: Sequence[Tensor | None], weights: Tensor, dtype: to
     return total
 
 
-class ReferencePlan:
-    """The reference as a backend; see :class:`gradprom_ext.backends.Plan`."""
+class ReferencePlan(StatesByName):
+    """The reference as a backend; see :class:`gradprom_ext.plan.PlanBase`."""
 
-    def __init__(
-        self, rule: Rule, params: list[Tensor], groups: list[int], states: list[dict], num_aux: int, per_tensor: bool
-    ) -> None:
-        self._rule, self._params, self._groups, self._states = rule, params, groups, states
-        self._devices = [p.device for p in params]
-        self._per_tensor = per_tensor
+    def __init__(self, spec: PlanSpec) -> None:
+        super().__init__(spec)
         self._grads: list[Gradients] = []
 
-    def matches(self, params: Sequence[Tensor]) -> bool:
-        return len(params) == len(self._params) and all(
-            a is b and a.device == device for a, b, device in zip(params, self._params, self._devices, strict=True)
-        )
-
     def bind_gradients(self, main: Gradients, aux: Sequence[Gradients]) -> None:
+        for name, grads in [("main_grads", main), *((f"aux_grads[{k}]", gs) for k, gs in enumerate(aux))]:
+            _checks.check_gradients(name, grads, self.spec.params)
         self._grads = [main, *aux]
 
-    def missing_states(self, hypers: Sequence[Hyper]) -> list[int]:
-        def complete(i: int) -> bool:
-            names = self._rule.state_names(hypers[self._groups[i]], self._params[i])
-            return all(name in self._states[i] for name in names)
-
-        return [i for i in range(len(self._params)) if self._active(i) and not complete(i)]
+    def is_active(self, i: int) -> bool:
+        return any(gs[i] is not None for gs in self._grads)
 
     def gram(self) -> Tensor:
-        return gram_matrix(self._grads, self._per_tensor)
+        return gram_matrix(self._grads, self.spec.per_tensor)
 
     def update(self, hypers: Sequence[Hyper], weights: Tensor, skipped: Tensor) -> None:
-        for i, param in enumerate(self._params):  # everything is checked before anything is written
+        spec = self.spec
+        for i, param in enumerate(spec.params):  # everything is checked before anything is written
             _checks.check_writable(f"params[{i}]", param)
-            names = [*self._rule.moment_names(hypers[self._groups[i]]), *["master"] * self._rule.has_master(param)]
-            for name in names if self._active(i) else ():
-                _checks.check_state(f"state of params[{i}]['{name}']", self._states[i][name], param)
-        for i, param in enumerate(self._params):
+        for i, names in self.needed_states(hypers):
+            for name in names:
+                if name != "step":
+                    _checks.check_state(f"state of params[{i}]['{name}']", spec.states[i][name], spec.params[i])
+        for i, param in enumerate(spec.params):
             grads = [gs[i] for gs in self._grads]
             # float64 where any tensor is, else float32: 16-bit tensors are only storage.
             dtype = torch.float32
             for t in (param, *(g for g in grads if g is not None)):
                 dtype = torch.promote_types(dtype, t.dtype)
-            gradient = combined_gradient(grads, weights[i if self._per_tensor else 0], dtype)
+            gradient = combined_gradient(grads, weights[i if spec.per_tensor else 0], dtype)
             if gradient is not None:
-                apply_rule(self._rule, hypers[self._groups[i]], param, gradient, self._states[i], skipped)
-
-    def _active(self, i: int) -> bool:
-        return any(gs[i] is not None for gs in self._grads)
+                apply_rule(spec.rule, hypers[spec.groups[i]], param, gradient, spec.states[i], skipped)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from operator import itemgetter
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ._device import readable, to_device
 
-__all__ = ["Hyper", "Rule", "apply_rule"]
+__all__ = ["ADAM", "ADAMW", "SGD", "Adam", "Hyper", "Rule", "Sgd", "apply_rule"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,46 +46,44 @@ class Hyper:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """``sgd`` or ``adam``, and how a parameter group's dict becomes a :class:`Hyper`."""
+class Rule(ABC):
+    """An update rule: its numbers, its states, and what it does to an element. The kernels know it by its name.
 
-    name: str
-    decoupled: bool = False
-    master_weights: bool = False  #: 16-bit parameters are updated through a float32 twin, ``state["master"]``
+    :param master_weights: 16-bit parameters are updated through a float32 twin, ``state["master"]``.
+    """
 
-    def hyper(self, group: Mapping[str, Any]) -> Hyper:
-        """The numbers of ``group`` as they are now (schedulers change them between steps)."""
-        common: dict[str, Any] = {
-            "lr": group["lr"] if isinstance(group["lr"], Tensor) else float(group["lr"]),
-            "weight_decay": float(group["weight_decay"]),
-            "maximize": bool(group["maximize"]),
-        }
-        if self.name == "sgd":
-            return Hyper(
-                **common,
-                momentum=float(group["momentum"]),
-                dampening=float(group["dampening"]),
-                nesterov=bool(group["nesterov"]),
-            )
-        beta1, beta2 = group["betas"]
-        return Hyper(
-            **common,
-            beta1=float(beta1),
-            beta2=float(beta2),
-            eps=float(group["eps"]),
-            amsgrad=bool(group["amsgrad"]),
-            decoupled=self.decoupled,
-        )
+    name: ClassVar[str]
+    master_weights: bool = False
+
+    @abstractmethod
+    def numbers(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What of a parameter group's dict the rule depends on, as it is now (schedulers change it between steps)."""
+
+    @abstractmethod
+    def hyper(self, numbers: tuple[Any, ...]) -> Hyper:
+        """:meth:`numbers` by their names."""
+
+    @abstractmethod
+    def moment_names(self, hyper: Hyper) -> tuple[str, ...]:
+        """Moments of one parameter, named as in ``torch.optim``; ``"step"`` comes on top where there are any."""
+
+    @abstractmethod
+    def apply(
+        self, hyper: Hyper, lr: Tensor, step: Tensor, old: Tensor, gradient: Tensor, moments: list[Tensor]
+    ) -> Tensor:
+        """One update in plain PyTorch, in the type of ``gradient``.
+
+        :param lr: float64 ``[]``.
+        :param step: float32 ``[]``, number of updates so far; not looked at by rules without moments.
+        :param old: the parameter.
+        :param gradient: its gradient, with the sign to descend by.
+        :param moments: as :meth:`moment_names` orders them; replaced by their new values.
+        :returns: the new parameter.
+        """
 
     def has_master(self, param: Tensor) -> bool:
         """Whether the update acts on ``state["master"]``, of which ``param`` then receives the rounded values."""
         return self.master_weights and param.dtype in (torch.float16, torch.bfloat16)
-
-    def moment_names(self, hyper: Hyper) -> tuple[str, ...]:
-        """Moments of one parameter, named as in ``torch.optim``; ``"step"`` comes on top where there are any."""
-        if self.name == "sgd":
-            return ("momentum_buffer",) if hyper.momentum != 0 else ()
-        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if hyper.amsgrad else ("exp_avg", "exp_avg_sq")
 
     def init_state(self, hyper: Hyper, param: Tensor, state: dict[str, Any]) -> None:
         """Fills in what is missing: the master, the moments (zeros in the layout and dtype of what is updated), and the
@@ -112,9 +112,108 @@ class Rule:
         return tuple(names)
 
 
-SGD = Rule("sgd")
-ADAM = Rule("adam")
-ADAMW = Rule("adam", decoupled=True)
+def _lr(number: Any) -> float | Tensor:
+    return number if isinstance(number, Tensor) else float(number)
+
+
+@dataclass(frozen=True)
+class Sgd(Rule):
+    """``torch.optim.SGD``."""
+
+    name = "sgd"
+
+    def numbers(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
+        return _SGD_NUMBERS(group)
+
+    def hyper(self, numbers: tuple[Any, ...]) -> Hyper:
+        lr, weight_decay, maximize, momentum, dampening, nesterov = numbers
+        return Hyper(
+            _lr(lr),
+            weight_decay=float(weight_decay),
+            maximize=bool(maximize),
+            momentum=float(momentum),
+            dampening=float(dampening),
+            nesterov=bool(nesterov),
+        )
+
+    def moment_names(self, hyper: Hyper) -> tuple[str, ...]:
+        return ("momentum_buffer",) if hyper.momentum != 0 else ()
+
+    def apply(
+        self, hyper: Hyper, lr: Tensor, step: Tensor, old: Tensor, gradient: Tensor, moments: list[Tensor]
+    ) -> Tensor:
+        g = gradient + hyper.weight_decay * old if hyper.weight_decay != 0 else gradient
+        direction = g
+        if moments:
+            # The first buffer is the gradient itself, undamped.
+            keep = 1 - hyper.dampening * (step != 0).to(g.dtype)
+            moments[0] = hyper.momentum * moments[0] + keep * g
+            direction = g + hyper.momentum * moments[0] if hyper.nesterov else moments[0]
+        return old - lr.to(g.dtype) * direction
+
+
+_SGD_NUMBERS = itemgetter("lr", "weight_decay", "maximize", "momentum", "dampening", "nesterov")
+
+
+@dataclass(frozen=True)
+class Adam(Rule):
+    """``torch.optim.Adam``.
+
+    :param decoupled: AdamW: weight decay acts on the parameter, not on the gradient.
+    """
+
+    name = "adam"
+    decoupled: bool = False
+
+    def numbers(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (*_ADAM_NUMBERS(group), *group["betas"])
+
+    def hyper(self, numbers: tuple[Any, ...]) -> Hyper:
+        lr, weight_decay, maximize, eps, amsgrad, beta1, beta2 = numbers
+        return Hyper(
+            _lr(lr),
+            weight_decay=float(weight_decay),
+            maximize=bool(maximize),
+            eps=float(eps),
+            amsgrad=bool(amsgrad),
+            beta1=float(beta1),
+            beta2=float(beta2),
+            decoupled=self.decoupled,
+        )
+
+    def moment_names(self, hyper: Hyper) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if hyper.amsgrad else ("exp_avg", "exp_avg_sq")
+
+    def apply(
+        self, hyper: Hyper, lr: Tensor, step: Tensor, old: Tensor, gradient: Tensor, moments: list[Tensor]
+    ) -> Tensor:
+        g, dtype = gradient, gradient.dtype
+        if hyper.decoupled:
+            old = old * (1 - lr * hyper.weight_decay).to(dtype)
+        elif hyper.weight_decay != 0:
+            g = g + hyper.weight_decay * old
+        count = step.to(torch.float64) + 1
+        correction1, correction2 = (1 - torch.pow(beta, count) for beta in (hyper.beta1, hyper.beta2))
+        moments[0] = moments[0] + (1 - hyper.beta1) * (g - moments[0])
+        moments[1] = hyper.beta2 * moments[1] + (1 - hyper.beta2) * g * g
+        if hyper.amsgrad:
+            moments[2] = torch.maximum(moments[2], moments[1])
+        denominator = moments[-1].sqrt() / correction2.sqrt().to(dtype) + hyper.eps
+        return old - (lr / correction1).to(dtype) * (moments[0] / denominator)
+
+
+_ADAM_NUMBERS = itemgetter("lr", "weight_decay", "maximize", "eps", "amsgrad")
+
+SGD = Sgd()
+ADAM = Adam()
+ADAMW = Adam(decoupled=True)
+
+
+def _followed(master: Tensor, param: Tensor) -> Tensor:
+    """The master, or the parameter's value where the parameter is no longer the master's rounded value: it was
+    written to since. Bits are compared, so that NaN equals itself and the zeros differ."""
+    same = master.to(param.dtype).view(torch.int16) == param.view(torch.int16)
+    return torch.where(same, master, param.to(master.dtype))
 
 
 def apply_rule(rule: Rule, hyper: Hyper, param: Tensor, gradient: Tensor, state: dict[str, Any], skip: Tensor) -> None:
@@ -128,41 +227,19 @@ def apply_rule(rule: Rule, hyper: Hyper, param: Tensor, gradient: Tensor, state:
     dtype = gradient.dtype
     names = rule.moment_names(hyper)
     target = rule.updated(param, state)
+    start = target if target is param else _followed(target, param)
     if isinstance(hyper.lr, Tensor):
         lr = to_device(hyper.lr, param.device).to(torch.float64)
     else:
         lr = torch.full((), hyper.lr, dtype=torch.float64, device=param.device)
-    old = target.to(dtype)
-    slots = [state[name].to(dtype) for name in names]
-    g = -gradient if hyper.maximize else gradient
-    if hyper.weight_decay != 0 and not hyper.decoupled:
-        g = g + hyper.weight_decay * old
-
-    if rule.name == "sgd":
-        direction = g
-        if names:
-            # The first buffer is the gradient itself, undamped.
-            keep = 1 - hyper.dampening * (state["step"] != 0).to(dtype)
-            slots[0] = hyper.momentum * slots[0] + keep * g
-            direction = g + hyper.momentum * slots[0] if hyper.nesterov else slots[0]
-        new = old - lr.to(dtype) * direction
-    else:
-        step = state["step"].to(torch.float64) + 1
-        correction1 = 1 - torch.pow(hyper.beta1, step)
-        correction2 = 1 - torch.pow(hyper.beta2, step)
-        if hyper.decoupled:
-            old = old * (1 - lr * hyper.weight_decay).to(dtype)
-        slots[0] = slots[0] + (1 - hyper.beta1) * (g - slots[0])
-        slots[1] = hyper.beta2 * slots[1] + (1 - hyper.beta2) * g * g
-        if hyper.amsgrad:
-            slots[2] = torch.maximum(slots[2], slots[1])
-        denominator = slots[-1].sqrt() / correction2.sqrt().to(dtype) + hyper.eps
-        new = old - (lr / correction1).to(dtype) * (slots[0] / denominator)
+    moments = [state[name].to(dtype) for name in names]
+    step = state["step"] if names else torch.zeros((), device=param.device)
+    new = rule.apply(hyper, lr, step, start.to(dtype), -gradient if hyper.maximize else gradient, moments)
 
     target.copy_(torch.where(skip, target, new.to(target.dtype)))
     if target is not param:
         param.copy_(torch.where(skip, param, target.to(param.dtype)))
-    for name, value in zip(names, slots, strict=True):
+    for name, value in zip(names, moments, strict=True):
         state[name].copy_(torch.where(skip, state[name], value.to(state[name].dtype)))
     if names:
         state["step"] += (~skip).to(state["step"].dtype)

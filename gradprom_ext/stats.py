@@ -1,4 +1,4 @@
-"""What a step measured: a view of a few numbers that stay in device memory until somebody reads them."""
+"""What a step measured: a view of a few numbers that stay in device memory until they are read."""
 
 from __future__ import annotations
 

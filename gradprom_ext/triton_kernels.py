@@ -64,7 +64,7 @@ THRESHOLD = tl.constexpr(0)
 MAX_GRAD_NORM = tl.constexpr(1)  # 0: no clipping
 LAMBDAS = tl.constexpr(2)
 
-# Coefficients of one item's update: five of SGD, eight of Adam, and the sign of the gradient.
+# Coefficients of one item's update: those of the rule, at most eight, and the sign of the gradient.
 COEFFICIENTS = tl.constexpr(9)
 COEFFICIENT_SIGN = tl.constexpr(8)
 
@@ -83,6 +83,12 @@ RUN = tl.constexpr(16)
 def gram_entry(n, i, j):
     """Index of entry (i, j), i <= j, in the upper triangle of a symmetric n x n matrix, row by row."""
     return i * n - i * (i - 1) // 2 + j - i
+
+
+@triton.constexpr_function
+def num_coefficients(rule):
+    """How many numbers :func:`prepare_items` works out for a rule."""
+    return {"sgd": 5, "adam": 8}[rule]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -105,19 +111,43 @@ def load(address, index, mask, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def store(x, address, index, mask, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Rounds once, to nearest, ties to even; fp64 goes to 16 bits by way of fp32, as in PyTorch."""
-    STORED: tl.constexpr = tl.uint16 if DTYPE == tl.bfloat16 else DTYPE
-    pointer = address.to(tl.pointer_type(STORED))
-    if ALIGNED:
-        pointer = tl.multiple_of(pointer, 16)
+def stored(x, DTYPE: tl.constexpr):
+    """As it is stored: rounded once, to nearest, ties to even; fp64 goes to 16 bits by way of fp32, as in PyTorch. For
+    bf16 these are the bits."""
     if DTYPE == tl.bfloat16:  # by hand, because the interpreter's cast truncates
         bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        x = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded)
-    if DTYPE == tl.float16:
-        x = x.to(tl.float32)
-    tl.store(pointer + index, x.to(STORED), mask=mask)
+        x = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded).to(tl.uint16)
+    elif DTYPE == tl.float16:
+        x = x.to(tl.float32).to(tl.float16)
+    else:
+        x = x.to(DTYPE)
+    return x
+
+
+@triton.jit
+def store(x, address, index, mask, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    pointer = address.to(tl.pointer_type(tl.uint16 if DTYPE == tl.bfloat16 else DTYPE))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    tl.store(pointer + index, stored(x, DTYPE), mask=mask)
+
+
+@triton.jit
+def followed(master, address, index, mask, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Masters, or the parameters at ``address`` where those are no longer the masters' rounded values: they were
+    written to since. csrc/gradprom/dtype.h: followed."""
+    pointer = address.to(tl.pointer_type(tl.uint16))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    bits = tl.load(pointer + index, mask=mask, other=0)
+    if DTYPE == tl.bfloat16:
+        rounded = stored(master, DTYPE)
+        value = (bits.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        rounded = stored(master, DTYPE).to(tl.uint16, bitcast=True)
+        value = bits.to(tl.float16, bitcast=True).to(tl.float32)
+    return tl.where(rounded == bits, master, value.to(master.dtype))
 
 
 @triton.jit
@@ -268,7 +298,7 @@ def row_grams(partials, row_slots, row, live, SIZE: tl.constexpr, ROWS: tl.const
 
 @triton.jit(do_not_specialize=["rows"])
 def gram_kernel(row_slots, partials, grams, rows, N: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr):
-    """``grams[row]``: the whole matrices, for whoever decides elsewhere."""
+    """``grams[row]``: the whole matrices, for a decision elsewhere."""
     for start in range(0, rows, ROWS):
         row = start + tl.arange(0, ROWS)
         live = row < rows
@@ -305,8 +335,10 @@ def gate_rows(gram, gate, row, live, weights, stats, GATE: tl.constexpr, N: tl.c
             opening = tl.where((cosine >= threshold) & (cosine > 0.0), cosine, 0.0)
         elif GATE == "never":
             opening = tl.full(row.shape, 0.0, tl.float64)
-        else:
+        elif GATE == "always" or GATE == "project":
             opening = tl.full(row.shape, 1.0, tl.float64)
+        else:
+            tl.static_assert(False, "the kernels have no such gate")
         if GATE == "project":
             # g_k - (<g_0, g_k> / |g_0|^2) g_0, times lambda_k: the second term is a weight on g_0.
             against = cosine < 0.0
@@ -333,7 +365,7 @@ def gate_rows(gram, gate, row, live, weights, stats, GATE: tl.constexpr, N: tl.c
 
 @triton.jit
 def prepare_items(
-    items, num_items, groups, coefficients, skipped, ADAM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+    items, num_items, groups, coefficients, skipped, RULE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 ):
     """The coefficients of every item's update, from its group and its step counter; raises the counter unless the step
     is ``skipped`` (not 0). One program does this for all: the programs of one item must read the same count.
@@ -350,7 +382,7 @@ def prepare_items(
         tl.store(counter, before + 1.0, mask=counted & (everywhere(skipped, counted) == 0.0))
         lr = number(group, live)
         decay = field(group + DECAY, live)
-        if ADAM:
+        if RULE == "adam":
             step = before.to(tl.float64) + 1.0
             correction1 = 1.0 - tl.exp(step * field(group + LOG_BETA1, live))
             correction2 = 1.0 - tl.exp(step * field(group + LOG_BETA2, live))
@@ -365,10 +397,12 @@ def prepare_items(
                 1.0 / tl.sqrt(tl.where(live, correction2, 1.0)),
                 field(group + EPS, live),
             )
-        else:
+        elif RULE == "sgd":
             # torch.optim starts the buffer as a copy of the gradient, undamped.
             keep = 1.0 - tl.where(before == 0.0, 0.0, field(group + DAMPENING, live))
             values = (lr, decay, field(group + MOMENTUM, live), keep, field(group + NESTEROV, live))
+        else:
+            tl.static_assert(False, "the kernels have no such rule")
         out = coefficients + number_of * COEFFICIENTS
         for c in tl.static_range(len(values)):
             tl.store(out + c, values[c], mask=live)
@@ -389,7 +423,7 @@ def decide_kernel(
     rows,
     num_items,
     GATE: tl.constexpr,
-    ADAM: tl.constexpr,
+    RULE: tl.constexpr,
     N: tl.constexpr,
     ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -415,16 +449,16 @@ def decide_kernel(
     tl.store(stats + CLIP, clip)
     if skipped_steps is not None:
         tl.store(skipped_steps, tl.load(skipped_steps) + skipped)
-    prepare_items(items, num_items, groups, coefficients, skipped, ADAM, TENSORS + GRADS + N, ITEMS)
+    prepare_items(items, num_items, groups, coefficients, skipped, RULE, TENSORS + GRADS + N, ITEMS)
 
 
 @triton.jit(do_not_specialize=["num_items"])
 def prepare_kernel(
-    items, groups, coefficients, verdict, num_items, ADAM: tl.constexpr, N: tl.constexpr, ITEMS: tl.constexpr
+    items, groups, coefficients, verdict, num_items, RULE: tl.constexpr, N: tl.constexpr, ITEMS: tl.constexpr
 ):
-    """The part of :func:`decide_kernel` that is left where somebody else has decided."""
+    """The part of :func:`decide_kernel` that is left where the decision was taken elsewhere."""
     skipped = tl.load(verdict + SKIPPED)
-    prepare_items(items, num_items, groups, coefficients, skipped, ADAM, TENSORS + GRADS + N, ITEMS)
+    prepare_items(items, num_items, groups, coefficients, skipped, RULE, TENSORS + GRADS + N, ITEMS)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -473,6 +507,17 @@ def adam(c, gradient, value, states):
 
 
 @triton.jit
+def apply_rule(RULE: tl.constexpr, c, gradient, value, states):
+    if RULE == "sgd":
+        value, states = sgd(c, gradient, value, states)
+    elif RULE == "adam":
+        value, states = adam(c, gradient, value, states)
+    else:
+        tl.static_assert(False, "the kernels have no such rule")
+    return value, states
+
+
+@triton.jit
 def update_block(
     tensors,
     geometry,
@@ -480,7 +525,7 @@ def update_block(
     c,
     element,
     mask,
-    ADAM: tl.constexpr,
+    RULE: tl.constexpr,
     T: tl.constexpr,
     UPDATED_DTYPE: tl.constexpr,
     ROUNDED_DTYPE: tl.constexpr,
@@ -492,6 +537,10 @@ def update_block(
     """Steps the elements at ``element`` where ``mask``, in arithmetic of type ``T``."""
     at = place(element, geometry, UPDATED, STRIDED)
     value = load(tensors[UPDATED], at, mask, UPDATED_DTYPE, ALIGNED).to(T)
+    rounded_at = at
+    if ROUNDED_DTYPE is not None:
+        rounded_at = place(element, geometry, ROUNDED, STRIDED)
+        value = followed(value, tensors[ROUNDED], rounded_at, mask, ROUNDED_DTYPE, ALIGNED)
     states = ()
     for s in tl.static_range(len(STATE_DTYPES)):
         index = place(element, geometry, STATES + s, STRIDED)
@@ -502,14 +551,10 @@ def update_block(
         index = place(element, geometry, GRADS + k, STRIDED)
         wanted = mask & (everywhere(weights[k], mask) != 0.0)
         gradient += weights[k] * load(tensors[GRADS + k], index, wanted, GRAD_DTYPES[k], ALIGNED).to(T)
-    if ADAM:
-        value, states = adam(c, gradient, value, states)
-    else:
-        value, states = sgd(c, gradient, value, states)
+    value, states = apply_rule(RULE, c, gradient, value, states)
     store(value, tensors[UPDATED], at, mask, UPDATED_DTYPE, ALIGNED)
     if ROUNDED_DTYPE is not None:
-        index = place(element, geometry, ROUNDED, STRIDED)
-        store(value, tensors[ROUNDED], index, mask, ROUNDED_DTYPE, ALIGNED)
+        store(value, tensors[ROUNDED], rounded_at, mask, ROUNDED_DTYPE, ALIGNED)
     for s in tl.static_range(len(STATE_DTYPES)):
         index = place(element, geometry, STATES + s, STRIDED)
         store(states[s], tensors[STATES + s], index, mask, STATE_DTYPES[s], ALIGNED)
@@ -525,7 +570,7 @@ def update_kernel(
     verdict,
     first_chunk,
     chunk_length,
-    ADAM: tl.constexpr,
+    RULE: tl.constexpr,
     T: tl.constexpr,  # type of the arithmetic
     UPDATED_DTYPE: tl.constexpr,
     ROUNDED_DTYPE: tl.constexpr,  # None without a master
@@ -550,7 +595,7 @@ def update_kernel(
 
     coefficient = coefficients + number_of * COEFFICIENTS
     c = ()
-    for i in tl.static_range(8 if ADAM else 5):
+    for i in tl.static_range(num_coefficients(RULE)):
         c += (tl.load(coefficient + i).to(T),)
     tensors = addresses(item, 0, GRADS + N)
     factor = tl.load(verdict + CLIP) * tl.load(coefficient + COEFFICIENT_SIGN)
@@ -568,7 +613,7 @@ def update_kernel(
             c,
             begin + rest,
             rest < length,
-            ADAM,
+            RULE,
             T,
             UPDATED_DTYPE,
             ROUNDED_DTYPE,
@@ -587,7 +632,7 @@ def update_kernel(
             c,
             begin + at,
             at < body,
-            ADAM,
+            RULE,
             T,
             UPDATED_DTYPE,
             ROUNDED_DTYPE,

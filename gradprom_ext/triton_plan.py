@@ -6,7 +6,7 @@ launched once for each.
 
 Memory traffic of a step, fp32 with one auxiliary, in bytes per parameter: SGD 8 + 8 + 4 + 4 = 24, with momentum 32,
 Adam 40, AMSGrad 48; less by what the L2 cache still has of the gradients when the update reads them a second time. SGD
-on bf16 parameters and gradients takes 12; with fp32 masters SGD takes 18 and Adam 34.
+on bf16 parameters and gradients takes 12; with fp32 masters SGD takes 20 and Adam 36.
 
 Nothing waits for the device. What the kernels know about the tensors lies in tables of 64-bit words, which are sent
 again (from pinned memory, behind the work already enqueued) when a word in them has changed: gradients mostly come back
@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import operator
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,10 +27,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import _checks
-from .policy import GatePolicy
-from .reference import Gradients
-from .rules import Hyper, Rule
+from . import _checks, _torch
+from .plan import Gradients, PlanSpec, StatesByName, StepRequest
+from .policy import GatePolicy, kernel_of
+from .rules import Hyper
 from .stats import HEADER, GateStats, packed_size
 
 #: The Gram matrix of so many auxiliary gradients and the main one fits into the registers of a program.
@@ -239,8 +238,8 @@ def arrange(
 class Sender:
     """Brings tables to the device: again only when a word has changed, or when another stream is to read them."""
 
-    #: Captured CUDA graphs copy from these at every replay. Nobody says when a graph is gone, and it may outlive the
-    #: plan (a captured call of a function leaves none behind), so they stay.
+    #: Captured CUDA graphs copy from these at every replay. A graph that is gone does not say so, and it may outlive
+    #: the plan (a captured call of a function leaves none behind), so they stay.
     _captured: ClassVar[list[Tensor]] = []
 
     def __init__(self, device: torch.device) -> None:
@@ -290,6 +289,10 @@ class Sender:
 
 
 def _look_at(tensors: Sequence[Tensor | None]) -> list[Look | None]:
+    """:raises TypeError: a tensor whose class intercepts operations: it need not have memory."""
+    for kind in set(map(type, tensors)) - {type(None), Tensor, torch.nn.Parameter}:
+        if not issubclass(kind, Tensor) or _torch.intercepts_operations(kind):
+            raise TypeError(f"a {kind.__name__} has no memory that could be looked at")
     return [None if t is None else (t.data_ptr(), t.dtype, t.device, t.shape, t.stride()) for t in tensors]
 
 
@@ -317,15 +320,15 @@ class Arrangement:
     def __init__(self, device: torch.device) -> None:
         self._sender = Sender(device)
         self._work: Work | None = None
-        self._states: list[Tensor] = []
+        self._states: list[Look | None] = []
 
     def drop(self) -> None:
         """A parameter or a gradient is no longer where it was."""
         self._work = None
 
-    def get(self, states: list[Tensor], make: Callable[[], Work]) -> Work:
-        """What ``make`` returns, which depends on ``states`` (the very objects)."""
-        if self._work is None or len(states) != len(self._states) or not all(map(operator.is_, states, self._states)):
+    def get(self, states: list[Look | None], make: Callable[[], Work]) -> Work:
+        """What ``make`` returns, which depends on ``states`` as they look now."""
+        if self._work is None or states != self._states:
             self._work, self._states = make(), states
         return self._work
 
@@ -334,27 +337,21 @@ class Arrangement:
         return self._sender.send(self._work.tables)
 
 
-class TritonPlan:
-    """A plan of :mod:`gradprom_ext.triton_kernels`; see :class:`gradprom_ext.backends.FusedPlan`.
+class TritonPlan(StatesByName):
+    """A plan of :mod:`gradprom_ext.triton_kernels`; see :class:`gradprom_ext.plan.PlanBase`.
 
     :param kernels: that module. Loaded under ``TRITON_INTERPRET=1``, its kernels work on host memory.
     """
 
-    def __init__(
-        self,
-        kernels: Any,
-        rule: Rule,
-        params: list[Tensor],
-        groups: list[int],
-        states: list[dict[str, Any]],
-        num_aux: int,
-        per_tensor: bool,
-    ) -> None:
+    fused = True
+
+    def __init__(self, kernels: Any, spec: PlanSpec) -> None:
+        super().__init__(spec)
         self._kernels = kernels
-        self._rule, self._params, self._groups, self._states = rule, params, groups, states
-        self._num_grads = 1 + num_aux
-        self._rows = len(params) if per_tensor else None
-        self._device = params[0].device
+        params = self._params = spec.params
+        self._rule, self._groups, self._states = spec.rule, spec.groups, spec.states
+        self._num_grads = 1 + spec.num_aux
+        self._rows = spec.rows if spec.per_tensor else None
         self._tiling = INTERPRETER_TILING if self._device.type == "cpu" else GPU_TILING
         self._types: dict[torch.dtype | None, Any] = {None: None}
         self._types |= {dtype: getattr(kernels.tl, str(dtype).removeprefix("torch.")) for dtype in _checks.DTYPES}
@@ -362,6 +359,7 @@ class TritonPlan:
         self._seen_grads: list[list[Look | None]] = []
         self._spaces = [IndexSpace(p.shape, p.stride()) for p in params]
         self._grads: list[list[Operand | None]] = []
+        self._resolved: Sequence[Gradients] = []
         self._active: list[int] = []  # parameters that have a gradient; the others are left alone
         self._measured, self._stepped = Arrangement(self._device), Arrangement(self._device)
         self._settings = Sender(self._device)
@@ -369,36 +367,42 @@ class TritonPlan:
     # ------------------------------------------------------------------------------------------------------------------
     # What a plan is asked for
 
-    def matches(self, params: Sequence[Tensor]) -> bool:
-        if len(params) != len(self._params) or not all(map(operator.is_, params, self._params)):
+    def matches(self, params: list[Tensor]) -> bool:
+        if not super().matches(params):
             return False
         seen = _look_at(params)
         if seen != self._seen_params:  # `p.data = ...`, `module.half()`
-            if any(p.device != self._device for p in params):
-                return False
             self._seen_params = seen
             self._spaces = [IndexSpace(p.shape, p.stride()) for p in params]
             self._seen_grads = []
         return True
 
     def bind_gradients(self, main: Gradients, aux: Sequence[Gradients]) -> None:
-        try:
-            seen = [_look_at(grads) for grads in (main, *aux)]
-        except (AttributeError, RuntimeError):  # no tensor, or a sparse one
-            seen = []
+        resolved: list[Gradients] = [main, *aux]
+        seen: list[list[Look | None]] = []
+        with contextlib.suppress(
+            AttributeError, TypeError, RuntimeError, NotImplementedError
+        ):  # no tensor, or without memory
+            # What a view with the negative bit has in memory are the opposites of its values.
+            resolved = [[g.resolve_neg() if g is not None and g.is_neg() else g for g in gs] for gs in resolved]
+            seen = [_look_at(grads) for grads in resolved]
+        self._resolved = resolved  # alive until the next step
         if seen and seen == self._seen_grads:
             return
         self._seen_grads = []  # until all are found to be in order
         names = ["main_grads", *(f"aux_grads[{k}]" for k in range(len(aux)))]
-        self._grads = [self._bind(name, grads) for name, grads in zip(names, [main, *aux], strict=True)]
+        self._grads = [self._bind(name, grads) for name, grads in zip(names, resolved, strict=True)]
         self._active = [i for i, grads in enumerate(zip(*self._grads, strict=True)) if any(grads)]
         self._seen_grads = seen
         self._measured.drop()
         self._stepped.drop()
 
+    def is_active(self, i: int) -> bool:
+        return any(grads[i] is not None for grads in self._grads)
+
     def missing_states(self, hypers: Sequence[Hyper]) -> list[int]:
         self._check_writable()
-        return [i for i, names in self._state_names(hypers) if not all(name in self._states[i] for name in names)]
+        return super().missing_states(hypers)
 
     def gram(self) -> Tensor:
         n = self._num_grads
@@ -426,20 +430,14 @@ class TritonPlan:
                 coefficients,
                 verdict,
                 work.num_items,
-                ADAM=self._rule.name == "adam",
+                RULE=self._rule.name,
                 N=self._num_grads,
                 ITEMS=self._tiling.items,
             )
             self._update(work, items, chunks, geometry, weights.contiguous(), coefficients, verdict)
 
-    def step(
-        self,
-        hypers: Sequence[Hyper],
-        policy: GatePolicy,
-        aux_weight: tuple[float, ...] | Tensor,
-        max_grad_norm: float | None,
-        skipped_steps: Tensor | None,
-    ) -> GateStats:
+    def step(self, request: StepRequest) -> GateStats:
+        hypers, policy, aux_weight, max_grad_norm, skipped_steps = request
         work = self._work(hypers)
         settings = self._describe_groups(hypers), self._describe_gate(policy, aux_weight, max_grad_norm)
         with self._on_device():
@@ -462,8 +460,8 @@ class TritonPlan:
                 skipped_steps,
                 self._num_rows,
                 work.num_items,
-                GATE=policy.kernel,
-                ADAM=self._rule.name == "adam",
+                GATE=kernel_of(policy),
+                RULE=self._rule.name,
                 N=self._num_grads,
                 ITEMS=self._tiling.items,
                 **self._tile(),
@@ -521,7 +519,7 @@ class TritonPlan:
                 verdict,
                 first_chunk,
                 work.chunk_length,
-                ADAM=self._rule.name == "adam",
+                RULE=self._rule.name,
                 T=self._types[torch.float64 if kind.wide else torch.float32],
                 UPDATED_DTYPE=self._types[kind.updated],
                 ROUNDED_DTYPE=self._types[kind.rounded],
@@ -555,13 +553,8 @@ class TritonPlan:
     def _work(self, hypers: Sequence[Hyper]) -> Work:
         """This step's work with everything that the update touches. Checks all of it."""
         self._check_writable()
-        states = [self._states[i][name] for i, names in self._state_names(hypers) for name in names]
-        return self._stepped.get(states, lambda: self._arrange(hypers))
-
-    def _state_names(self, hypers: Sequence[Hyper]) -> Iterator[tuple[int, tuple[str, ...]]]:
-        """What the update needs for each parameter that has a gradient."""
-        for i in self._active:
-            yield i, self._rule.state_names(hypers[self._groups[i]], self._params[i])
+        states = [self._states[i][name] for i, names in self.needed_states(hypers) for name in names]
+        return self._stepped.get(_look_at(states), lambda: self._arrange(hypers))
 
     def _arrange(self, hypers: Sequence[Hyper] | None) -> Work:
         items = [self._item(i, None if hypers is None else hypers[self._groups[i]]) for i in self._active]
@@ -587,10 +580,12 @@ class TritonPlan:
         space = self._spaces[i]
         if (
             isinstance(tensor, Tensor)
+            and not (tensor.is_nested or _torch.intercepts_operations(type(tensor)) or _torch.is_functional(tensor))
             and tensor.layout == torch.strided
             and tensor.dtype in self._types
             and tensor.shape == space.shape
             and tensor.device == self._device
+            and (tensor.data_ptr() != 0 or space.numel == 0)
         ):
             return tensor.data_ptr(), tensor.dtype, space.strides_of(tensor.stride())
         return None
@@ -606,11 +601,12 @@ class TritonPlan:
     def _state(self, i: int, key: str) -> Operand:
         tensor = self._states[i][key]
         operand = self._operand(i, tensor)
+        name = f"state of params[{i}]['{key}']"
         if operand is None:
-            name = f"state of params[{i}]['{key}']"
             _checks.check_param(name, tensor)
             _checks.check_state(name, tensor, self._params[i])
             raise ValueError(f"{name} is on {tensor.device}, but its parameter is on {self._device}")
+        _checks.check_param(name, tensor)
         return operand
 
     def _step_counter(self, i: int) -> int:
@@ -622,6 +618,7 @@ class TritonPlan:
     def _check_writable(self) -> None:
         for i, param in enumerate(self._params):
             if not self._spaces[i].checked:
+                _checks.check_param(f"params[{i}]", param)
                 _checks.check_writable(f"params[{i}]", param)
                 self._spaces[i].checked = True
 

@@ -48,7 +48,7 @@ GP_INLINE void gram_body(const T* const* g, int64_t n, double* out) {
   }
 }
 
-template <class T, Kernel K, int M>
+template <class T, class R, int S, int M>
 GP_INLINE void update_body(const UpdateRun<T>& run, int64_t n) {
   T* __restrict param = run.param;
   T* __restrict state0 = run.states[0];
@@ -60,23 +60,21 @@ GP_INLINE void update_body(const UpdateRun<T>& run, int64_t n) {
     grads[k] = run.grads[k];
     weights[k] = run.weights[k];
   }
-  const Sgd<T> sgd = run.sgd;
-  const Adam<T> adam = run.adam;
+  const R rule = *static_cast<const R*>(run.rule);
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     T gradient = M > 0 ? weights[0] * grads[0][i] : T(0);
     for (int k = 1; k < M; ++k) gradient += weights[k] * grads[k][i];
     T x = param[i];
-    if constexpr (K == Kernel::kSgd) {
-      sgd.apply(gradient, x);
-    } else if constexpr (K == Kernel::kSgdMomentum) {
-      sgd.apply(gradient, x, state0[i]);
-    } else if constexpr (K == Kernel::kAdam) {
-      adam.apply(gradient, x, state0[i], state1[i]);
-    } else {
-      adam.apply(gradient, x, state0[i], state1[i], state2[i]);
-    }
+    T states[kMaxStates];
+    if (S > 0) states[0] = state0[i];
+    if (S > 1) states[1] = state1[i];
+    if (S > 2) states[2] = state2[i];
+    rule.apply(S, gradient, x, states);
     param[i] = x;
+    if (S > 0) state0[i] = states[0];
+    if (S > 1) state1[i] = states[1];
+    if (S > 2) state2[i] = states[2];
   }
 }
 
@@ -100,25 +98,39 @@ GP_INLINE void store_body(const T* __restrict src, int64_t n, void* dst, int64_t
   }
 }
 
+template <class Storage, class T>
+GP_INLINE void follow_body(const void* src, int64_t stride, int64_t n, T* __restrict dst) {
+  const Storage* s = static_cast<const Storage*>(src);
+  if (stride == 1) {
+    for (int64_t i = 0; i < n; ++i) dst[i] = followed(dst[i], s[i]);
+  } else {
+    for (int64_t i = 0; i < n; ++i) dst[i] = followed(dst[i], s[i * stride]);
+  }
+}
+
 // One struct per instruction set: the same bodies, inlined into functions compiled for it.
-#define GP_DEFINE_ISA(Name, ...)                                                        \
-  struct Name {                                                                         \
-    template <class T, int M>                                                           \
-    __VA_ARGS__ static void gram(const T* const* g, int64_t n, double* out) {           \
-      gram_body<T, M>(g, n, out);                                                       \
-    }                                                                                   \
-    template <class T, Kernel K, int M>                                                 \
-    __VA_ARGS__ static void update(const UpdateRun<T>& run, int64_t n) {                \
-      update_body<T, K, M>(run, n);                                                     \
-    }                                                                                   \
-    template <class Storage, class T>                                                   \
-    __VA_ARGS__ static void load(const void* src, int64_t stride, int64_t n, T* dst) {  \
-      load_body<Storage, T>(src, stride, n, dst);                                       \
-    }                                                                                   \
-    template <class Storage, class T>                                                   \
-    __VA_ARGS__ static void store(const T* src, int64_t n, void* dst, int64_t stride) { \
-      store_body<Storage, T>(src, n, dst, stride);                                      \
-    }                                                                                   \
+#define GP_DEFINE_ISA(Name, ...)                                                         \
+  struct Name {                                                                          \
+    template <class T, int M>                                                            \
+    __VA_ARGS__ static void gram(const T* const* g, int64_t n, double* out) {            \
+      gram_body<T, M>(g, n, out);                                                        \
+    }                                                                                    \
+    template <class T, class R, int S, int M>                                            \
+    __VA_ARGS__ static void update(const UpdateRun<T>& run, int64_t n) {                 \
+      update_body<T, R, S, M>(run, n);                                                   \
+    }                                                                                    \
+    template <class Storage, class T>                                                    \
+    __VA_ARGS__ static void load(const void* src, int64_t stride, int64_t n, T* dst) {   \
+      load_body<Storage, T>(src, stride, n, dst);                                        \
+    }                                                                                    \
+    template <class Storage, class T>                                                    \
+    __VA_ARGS__ static void store(const T* src, int64_t n, void* dst, int64_t stride) {  \
+      store_body<Storage, T>(src, n, dst, stride);                                       \
+    }                                                                                    \
+    template <class Storage, class T>                                                    \
+    __VA_ARGS__ static void follow(const void* src, int64_t stride, int64_t n, T* dst) { \
+      follow_body<Storage, T>(src, stride, n, dst);                                      \
+    }                                                                                    \
   }
 
 GP_DEFINE_ISA(Baseline, __attribute__((flatten)));
@@ -128,15 +140,15 @@ GP_DEFINE_ISA(Avx512,
               __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512"), flatten)));
 #endif
 
-template <class Isa, class T, Kernel K>
-constexpr void fill_updates(Blocks<T>& b) {
-  constexpr int k = static_cast<int>(K);
-  b.update[k][0] = &Isa::template update<T, K, 0>;
-  b.update[k][1] = &Isa::template update<T, K, 1>;
-  b.update[k][2] = &Isa::template update<T, K, 2>;
-  b.update[k][3] = &Isa::template update<T, K, 3>;
-  b.update[k][4] = &Isa::template update<T, K, 4>;
-  b.update[k][5] = &Isa::template update<T, K, 5>;
+template <class Isa, class T, class R, int S>
+constexpr void fill_updates(Blocks<T>& b, Rule rule) {
+  auto& row = b.update[static_cast<int>(rule)][S];
+  row[0] = &Isa::template update<T, R, S, 0>;
+  row[1] = &Isa::template update<T, R, S, 1>;
+  row[2] = &Isa::template update<T, R, S, 2>;
+  row[3] = &Isa::template update<T, R, S, 3>;
+  row[4] = &Isa::template update<T, R, S, 4>;
+  row[5] = &Isa::template update<T, R, S, 5>;
 }
 
 template <class Isa, class T, class Storage>
@@ -153,10 +165,12 @@ constexpr Blocks<T> make_blocks() {
   b.gram[2] = &Isa::template gram<T, 3>;
   b.gram[3] = &Isa::template gram<T, 4>;
   b.gram[4] = &Isa::template gram<T, 5>;
-  fill_updates<Isa, T, Kernel::kSgd>(b);
-  fill_updates<Isa, T, Kernel::kSgdMomentum>(b);
-  fill_updates<Isa, T, Kernel::kAdam>(b);
-  fill_updates<Isa, T, Kernel::kAmsgrad>(b);
+  fill_updates<Isa, T, Sgd<T>, 0>(b, Rule::kSgd);
+  fill_updates<Isa, T, Sgd<T>, 1>(b, Rule::kSgd);
+  fill_updates<Isa, T, Adam<T>, 2>(b, Rule::kAdam);
+  fill_updates<Isa, T, Adam<T>, 3>(b, Rule::kAdam);
+  b.follow[static_cast<int>(DType::kF16)] = &Isa::template follow<f16, T>;
+  b.follow[static_cast<int>(DType::kBF16)] = &Isa::template follow<bf16, T>;
   fill_conversions<Isa, T, float>(b, DType::kF32);
   fill_conversions<Isa, T, double>(b, DType::kF64);
   fill_conversions<Isa, T, f16>(b, DType::kF16);

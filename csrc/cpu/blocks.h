@@ -6,29 +6,27 @@
 
 namespace gradprom::cpu {
 
-// Which update an entry gets: the rule and the state tensors it carries.
-enum class Kernel : int { kSgd, kSgdMomentum, kAdam, kAmsgrad };
-inline constexpr int kKernels = 4;
-
 template <class T>
 struct UpdateRun {
   T* param;
   T* states[kMaxStates];
   const T* grads[kMaxGrads];  // only those whose weight is not zero
   T weights[kMaxGrads];
-  Sgd<T> sgd;
-  Adam<T> adam;
+  const void* rule;  // the prepared Sgd<T> or Adam<T>
 };
 
 template <class T>
 struct Blocks {
   // gram[m - 1](g, n, out): adds the upper triangle of the m x m Gram matrix of g[0..m) to `out`.
   void (*gram[kMaxGrads])(const T* const* g, int64_t n, double* out);
-  // update[kernel][m](run, n): one optimizer step with the combination of m gradients.
-  void (*update[kKernels][kMaxGrads + 1])(const UpdateRun<T>& run, int64_t n);
+  // update[rule][s][m](run, n): one optimizer step with s state tensors and the combination of m gradients; null where
+  // the rule never has s.
+  void (*update[2][kMaxStates + 1][kMaxGrads + 1])(const UpdateRun<T>& run, int64_t n);
   // load[dtype](src, stride, n, dst), store[dtype](src, n, dst, stride): to and from the arithmetic type.
   void (*load[4])(const void* src, int64_t stride, int64_t n, T* dst);
   void (*store[4])(const T* src, int64_t n, void* dst, int64_t stride);
+  // follow[dtype](src, stride, n, dst): masters at dst follow 16-bit parameters at src (see `followed`).
+  void (*follow[4])(const void* src, int64_t stride, int64_t n, T* dst);
 };
 
 // The widest instruction set this processor has, or the one that GRADPROM_CPU_ISA names (baseline, avx2, avx512).

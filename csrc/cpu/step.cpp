@@ -140,6 +140,14 @@ void unstage(const Blocks<T>& b, const Entry& entry, const Operand& operand, int
 }
 
 template <class T>
+void follow(const Blocks<T>& b, const Entry& entry, int64_t begin, int64_t n, T* masters) {
+  for_each_piece(entry, entry.param, begin, n, [&](const void* src, int64_t stride, int64_t count) {
+    b.follow[static_cast<int>(entry.param.dtype)](src, stride, count, masters);
+    masters += count;
+  });
+}
+
+template <class T>
 void gram_chunk(const Entry& entry, const Chunk& chunk, int num_grads, double* out) {
   const Blocks<T>& b = blocks<T>();
   int present[kMaxGrads];
@@ -166,21 +174,42 @@ void gram_chunk(const Entry& entry, const Chunk& chunk, int num_grads, double* o
   }
 }
 
+// A rule with its coefficients. Most tensors of a model are of one group and have had as many updates as the last one.
+template <class R>
+struct Prepared {
+  R rule{};
+  const Hyper* hyper = nullptr;
+  double steps_before = 0.0;
+
+  const R& get(const Hyper& wanted, double steps) {
+    if (hyper != &wanted || steps_before != steps) {
+      rule = R::prepare(wanted, steps);
+      hyper = &wanted;
+      steps_before = steps;
+    }
+    return rule;
+  }
+};
+
 template <class T>
-void update_chunk(const StepPlan& plan, const Entry& entry, const Chunk& chunk, const double* weights) {
+struct PreparedRules {
+  Prepared<Sgd<T>> sgd;
+  Prepared<Adam<T>> adam;
+};
+
+template <class T>
+void update_chunk(const StepPlan& plan, const Entry& entry, const Chunk& chunk, const double* weights,
+                  PreparedRules<T>& prepared) {
   const Blocks<T>& b = blocks<T>();
   const Hyper& hyper = plan.groups[entry.group];
   const int num_states = plan.num_states(hyper);
   const double steps_before = entry.step != nullptr ? static_cast<double>(*entry.step) : 0.0;
 
   UpdateRun<T> run{};
-  Kernel kernel;
   if (plan.rule == Rule::kSgd) {
-    run.sgd = Sgd<T>::prepare(hyper, steps_before);
-    kernel = num_states == 0 ? Kernel::kSgd : Kernel::kSgdMomentum;
+    run.rule = &prepared.sgd.get(hyper, steps_before);
   } else {
-    run.adam = Adam<T>::prepare(hyper, steps_before);
-    kernel = hyper.amsgrad ? Kernel::kAmsgrad : Kernel::kAdam;
+    run.rule = &prepared.adam.get(hyper, steps_before);
   }
 
   const Operand* open[kMaxGrads];
@@ -203,9 +232,10 @@ void update_chunk(const StepPlan& plan, const Entry& entry, const Chunk& chunk, 
     const int64_t begin = chunk.begin + done;
     const int64_t n = std::min(step, chunk.size - done);
     run.param = stage<T>(b, entry, updated, begin, n, buffers[0]);
+    if (mastered) follow<T>(b, entry, begin, n, run.param);
     for (int s = 0; s < num_states; ++s) run.states[s] = stage<T>(b, entry, entry.states[s], begin, n, buffers[1 + s]);
     for (int a = 0; a < m; ++a) run.grads[a] = stage<T>(b, entry, *open[a], begin, n, buffers[1 + kMaxStates + a]);
-    b.update[static_cast<int>(kernel)][m](run, n);
+    b.update[static_cast<int>(plan.rule)][num_states][m](run, n);
     unstage<T>(b, entry, updated, begin, n, run.param);
     if (mastered) unstage<T>(b, entry, entry.param, begin, n, run.param);
     for (int s = 0; s < num_states; ++s) unstage<T>(b, entry, entry.states[s], begin, n, run.states[s]);
@@ -226,14 +256,16 @@ void gram_phase(const StepPlan& plan, const Schedule& schedule, Range range, dou
 }
 
 void update_phase(const StepPlan& plan, const Schedule& schedule, Range range, const double* weights) {
+  PreparedRules<double> wide;
+  PreparedRules<float> single;
   for (size_t c = range.end; c-- > range.begin;) {
     const Chunk& chunk = schedule.chunks[c];
     const Entry& entry = plan.entries[chunk.entry];
     const double* row = weights + plan.row_of(chunk.entry) * plan.num_grads;
     if (entry.needs_fp64()) {
-      update_chunk<double>(plan, entry, chunk, row);
+      update_chunk<double>(plan, entry, chunk, row, wide);
     } else {
-      update_chunk<float>(plan, entry, chunk, row);
+      update_chunk<float>(plan, entry, chunk, row, single);
     }
   }
 }
@@ -247,27 +279,20 @@ void reduce(const StepPlan& plan, const Schedule& schedule, const std::vector<do
   }
 }
 
-// From the Gram matrix to the weights and the statistics. Returns whether every gradient was finite.
-bool decide_rows(const StepPlan& plan, const double* gram, double* weights, double* stats) {
+// From the Gram matrices to the weights, clipping included, and the statistics. Returns whether every gradient was
+// finite.
+bool decide_rows(const StepPlan& plan, const double* gram, double* weights, double* stats, double* skipped_steps) {
   const int n = plan.num_grads;
-  const int size = gram_size(n);
-  bool finite = true;
-  double combined = 0.0;
+  RowOutcome sum{0.0, 0.0};
   for (int r = 0; r < plan.rows(); ++r) {
-    const double* row = gram + r * size;
-    const Decision decision = decide(row, n, plan.gate);
-    finite = finite && all_finite(row, n);
-    weights_of(decision, plan.gate, n, weights + r * n);
-    combined += squared_norm(row, weights + r * n, n);
-    write_stats_row(decision, n - 1, stats + kStatsHeader + r * stats_row_size(n - 1));
+    const RowOutcome row = decide_row(gram + r * gram_size(n), n, plan.gate, weights + r * n,
+                                      stats + kStatsHeader + r * stats_row_size(n - 1));
+    sum.squared_norm += row.squared_norm;
+    sum.bad += row.bad;
   }
-  const double norm = std::sqrt(combined);
-  const double clip = clip_coefficient(norm, plan.gate.max_grad_norm);
-  for (int i = 0; i < plan.rows() * n; ++i) weights[i] *= clip;
-  stats[0] = finite ? 0.0 : 1.0;
-  stats[1] = norm;
-  stats[2] = clip;
-  return finite;
+  const Outcome outcome = conclude(sum, plan.gate, stats, skipped_steps);
+  for (int i = 0; i < plan.rows() * n; ++i) weights[i] *= outcome.clip;
+  return outcome.finite;
 }
 
 void count_step(const StepPlan& plan) {
@@ -277,46 +302,49 @@ void count_step(const StepPlan& plan) {
   }
 }
 
-}  // namespace
-
-void step(const StepPlan& plan, double* stats, double* skipped_steps) {
-  const Schedule schedule(plan);
-  const int size = gram_size(plan.num_grads);
-  std::vector<double> partials(schedule.chunks.size() * size, 0.0);
-  std::vector<double> gram(static_cast<size_t>(plan.rows()) * size);
-  std::vector<double> weights(static_cast<size_t>(plan.rows()) * plan.num_grads);
-  bool finite = true;
+class CpuScheduler final : public Scheduler {
+ public:
+  // The whole step is one parallel region.
+  void step(const StepPlan& plan, double* stats, double* skipped_steps, void*) override {
+    const Schedule schedule(plan);
+    const int size = gram_size(plan.num_grads);
+    std::vector<double> partials(schedule.chunks.size() * size, 0.0);
+    std::vector<double> gram(static_cast<size_t>(plan.rows()) * size);
+    std::vector<double> weights(static_cast<size_t>(plan.rows()) * plan.num_grads);
+    bool finite = true;
 #pragma omp parallel num_threads(schedule.threads())
-  {
-    for_my_ranges(schedule, [&](Range range) { gram_phase(plan, schedule, range, partials.data()); });
+    {
+      for_my_ranges(schedule, [&](Range range) { gram_phase(plan, schedule, range, partials.data()); });
 #pragma omp barrier
 #pragma omp single
-    {
-      reduce(plan, schedule, partials, gram.data());
-      finite = decide_rows(plan, gram.data(), weights.data(), stats);
+      {
+        reduce(plan, schedule, partials, gram.data());
+        finite = decide_rows(plan, gram.data(), weights.data(), stats, skipped_steps);
+      }
+      if (finite) for_my_ranges(schedule, [&](Range range) { update_phase(plan, schedule, range, weights.data()); });
     }
-    if (finite) for_my_ranges(schedule, [&](Range range) { update_phase(plan, schedule, range, weights.data()); });
+    if (finite) count_step(plan);
   }
-  if (finite) {
+
+  void gram(const StepPlan& plan, double* out, void*) override {
+    const Schedule schedule(plan);
+    std::vector<double> partials(schedule.chunks.size() * gram_size(plan.num_grads), 0.0);
+#pragma omp parallel num_threads(schedule.threads())
+    for_my_ranges(schedule, [&](Range range) { gram_phase(plan, schedule, range, partials.data()); });
+    reduce(plan, schedule, partials, out);
+  }
+
+  void update(const StepPlan& plan, const double* weights, const double* skip, void*) override {
+    if (*skip != 0.0) return;
+    const Schedule schedule(plan);
+#pragma omp parallel num_threads(schedule.threads())
+    for_my_ranges(schedule, [&](Range range) { update_phase(plan, schedule, range, weights); });
     count_step(plan);
-  } else if (skipped_steps != nullptr) {
-    *skipped_steps += 1.0;
   }
-}
+};
 
-void gram(const StepPlan& plan, double* out) {
-  const Schedule schedule(plan);
-  std::vector<double> partials(schedule.chunks.size() * gram_size(plan.num_grads), 0.0);
-#pragma omp parallel num_threads(schedule.threads())
-  for_my_ranges(schedule, [&](Range range) { gram_phase(plan, schedule, range, partials.data()); });
-  reduce(plan, schedule, partials, out);
-}
+}  // namespace
 
-void update(const StepPlan& plan, const double* weights) {
-  const Schedule schedule(plan);
-#pragma omp parallel num_threads(schedule.threads())
-  for_my_ranges(schedule, [&](Range range) { update_phase(plan, schedule, range, weights); });
-  count_step(plan);
-}
+std::unique_ptr<Scheduler> make_scheduler() { return std::make_unique<CpuScheduler>(); }
 
 }  // namespace gradprom::cpu

@@ -93,11 +93,11 @@ struct Job {
   const Hyper* further_groups;
   const int64_t* geometry;
   // Written in one stage, read in a later one.
-  double* partials;  // [slots][gram_size(N)]
-  double* weights;   // [rows][N]
-  double* outcomes;  // [rows][2]: squared norm of the row's combined gradient, 1 where it has a NaN or an infinity
-  void* prepared;    // one per item
-  // Results, and decisions that somebody else has taken.
+  double* partials;      // [slots][gram_size(N)]
+  double* weights;       // [rows][N]
+  RowOutcome* outcomes;  // [rows]
+  void* prepared;        // one per item
+  // Results, and decisions that were taken elsewhere.
   double* stats;
   double* skipped_steps;        // raised by 1 where nothing was updated; may be null
   double* gram;                 // [rows][gram_size(N)], or null: decide
@@ -111,7 +111,12 @@ struct Job {
 };
 
 // Images of these are compared byte by byte.
-static_assert(sizeof(Hyper) == sizeof(Scalar) + 6 * sizeof(double) + 4 * sizeof(bool) + sizeof(uint32_t));
+#define GP_SIZE_NUMBER(name, value) +sizeof(double)
+#define GP_SIZE_FLAG(name) +sizeof(bool)
+static_assert(sizeof(Hyper) ==
+              sizeof(Scalar) GP_HYPER_NUMBERS(GP_SIZE_NUMBER) GP_HYPER_FLAGS(GP_SIZE_FLAG) + sizeof(uint32_t));
+#undef GP_SIZE_NUMBER
+#undef GP_SIZE_FLAG
 static_assert(sizeof(Share) == sizeof(int64_t) + 2 * sizeof(int32_t));
 
 using Kernel = void (*)(Job);

@@ -14,9 +14,16 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "cuda/job.h"
+#include "cuda/layout.h"
 #include "cuda/step.h"
+
+// The DLPack device type of the memory that this works on: kDLCUDA. tests/cuda_host has another.
+#if !defined(GRADPROM_CUDA_DEVICE)
+#define GRADPROM_CUDA_DEVICE 2
+#endif
 
 namespace gradprom::cuda {
 namespace {
@@ -47,17 +54,8 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-Options& options() {
-  static Options instance;
-  return instance;
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
-// The image
-
-constexpr size_t kAlignment = 16;
-
-size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+// Devices and launches
 
 // Kernel arguments may be 32,764 bytes since CUDA 12.1 (compute capability 7.0 and later).
 constexpr int kPayloadWords = 2046;
@@ -70,179 +68,6 @@ __global__ void upload_kernel(uint4* out, int count, const __grid_constant__ Pay
     out[i] = payload.words[i];
   }
 }
-
-// Arrays one after the other, each at its offset.
-class Image {
- public:
-  template <class T>
-  size_t append(const std::vector<T>& values) {
-    const size_t offset = bytes_.size();
-    bytes_.resize(aligned(offset + values.size() * sizeof(T)));
-    if (!values.empty()) std::memcpy(bytes_.data() + offset, values.data(), values.size() * sizeof(T));
-    return offset;
-  }
-  std::vector<unsigned char>& bytes() { return bytes_; }
-
- private:
-  std::vector<unsigned char> bytes_;
-};
-
-bool is_vectorisable(const Operand& operand) {
-  return operand.strides == nullptr && operand.dtype != DType::kF64 &&
-         reinterpret_cast<uintptr_t>(operand.data) % 16 == 0;
-}
-
-// The entries of a plan that have gradients, as the kernel sees them.
-struct Items {
-  std::vector<Item> items;
-  std::vector<int64_t> geometry;
-
-  Items(const StepPlan& plan, bool with_states) {
-    items.reserve(plan.entries.size());
-    for (size_t e = 0; e < plan.entries.size(); ++e) {
-      const Entry& entry = plan.entries[e];
-      if (entry.active(plan.num_grads)) add(plan, entry, static_cast<int64_t>(e), with_states);
-    }
-  }
-
- private:
-  void add(const StepPlan& plan, const Entry& entry, int64_t index, bool with_states) {
-    Item item;
-    std::memset(static_cast<void*>(&item), 0, sizeof item);  // padding too: images are compared byte by byte
-    item.numel = entry.numel;
-    item.row = static_cast<int32_t>(plan.row_of(index));
-    item.group = entry.group;
-    item.wide = entry.needs_fp64();
-    bool vectors = true;
-    bool halves = false;
-    bool flat = true;
-    const auto see = [&](const Operand& operand) {
-      vectors = vectors && is_vectorisable(operand);
-      halves = halves || size_of(operand.dtype) == 2;
-      flat = flat && operand.strides == nullptr;
-    };
-    for (int k = 0; k < plan.num_grads; ++k) {
-      const Operand& grad = entry.grads[k];
-      if (grad.data == nullptr) continue;
-      item.grads[k] = grad.data;
-      item.grad_dtypes[k] = grad.dtype;
-      item.gradient_bytes += static_cast<uint8_t>(size_of(grad.dtype));
-      see(grad);
-    }
-    if (with_states) {
-      item.param = entry.updated().data;
-      item.param_dtype = entry.updated().dtype;
-      see(entry.updated());
-      if (entry.master.data != nullptr) {
-        item.rounded = entry.param.data;
-        item.rounded_dtype = entry.param.dtype;
-        see(entry.param);
-      }
-      item.num_states = static_cast<uint8_t>(plan.num_states(plan.groups[entry.group]));
-      if (item.num_states > 0) item.step = entry.step;
-      for (int s = 0; s < item.num_states; ++s) {
-        item.states[s] = entry.states[s].data;
-        item.state_dtypes[s] = entry.states[s].dtype;
-        see(entry.states[s]);
-      }
-    }
-    item.access = !vectors || item.wide ? Access::kElements : halves ? Access::kOctets : Access::kQuads;
-    item.geometry = flat ? -1 : add_geometry(entry);
-    items.push_back(item);
-  }
-
-  int64_t add_geometry(const Entry& entry) {
-    const auto start = static_cast<int64_t>(geometry.size());
-    geometry.push_back(entry.ndim);
-    geometry.insert(geometry.end(), entry.sizes, entry.sizes + entry.ndim);
-    add_strides(entry, entry.updated());
-    add_strides(entry, entry.param);
-    for (const Operand& grad : entry.grads) add_strides(entry, grad);
-    for (const Operand& state : entry.states) add_strides(entry, state);
-    return start;
-  }
-
-  void add_strides(const Entry& entry, const Operand& operand) {
-    const size_t start = geometry.size();
-    geometry.resize(start + entry.ndim);
-    int64_t dense = 1;
-    for (int d = entry.ndim - 1; d >= 0; --d) {
-      geometry[start + d] = operand.strides != nullptr ? operand.strides[d] : dense;
-      dense *= entry.sizes[d];
-    }
-  }
-};
-
-// Hyper-parameters that do not fit into the arguments of the kernel.
-std::vector<Hyper> further_groups(const StepPlan& plan, bool with_states) {
-  if (!with_states || plan.groups.size() <= kInlineGroups) return {};
-  return {plan.groups.begin() + kInlineGroups, plan.groups.end()};
-}
-
-// Hyper-parameters have no padding.
-bool same_bytes(const std::vector<Hyper>& a, const std::vector<Hyper>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(Hyper)) == 0);
-}
-
-// Gives every block a share of about the same cost, and every partial Gram matrix a slot. In the order of the slots
-// come the rows, and within a row the blocks.
-struct Partition {
-  std::vector<Share> shares;
-  std::vector<int32_t> row_slots;
-  int slots = 0;
-
-  // What an item costs beside its elements, in elements: a small tensor is waited for, not streamed.
-  static constexpr int64_t kItemCost = 256;
-
-  static int64_t cost(const std::vector<Item>& items) {
-    int64_t total = 0;
-    for (const Item& item : items) total += item.numel + kItemCost;
-    return total;
-  }
-
-  Partition(const std::vector<Item>& items, int rows, int blocks) {
-    const int64_t total = cost(items);
-    shares.reserve(blocks + 1);
-    shares.push_back({0, 0, 0});
-    int64_t before = 0;  // cost of the items already passed
-    for (size_t i = 0; i < items.size(); ++i) {
-      while (static_cast<int>(shares.size()) < blocks) {
-        const int64_t wanted = total * static_cast<int64_t>(shares.size()) / blocks - before;
-        const int64_t begin = wanted > 0 ? (wanted + kGrain - 1) / kGrain * kGrain : 0;
-        if (begin >= items[i].numel) break;
-        shares.push_back({begin, static_cast<int32_t>(i), 0});
-      }
-      before += items[i].numel + kItemCost;
-    }
-    while (static_cast<int>(shares.size()) <= blocks) shares.push_back({0, static_cast<int32_t>(items.size()), 0});
-    number_slots(items, rows);
-  }
-
- private:
-  void number_slots(const std::vector<Item>& items, int rows) {
-    const int blocks = static_cast<int>(shares.size()) - 1;
-    row_slots.assign(rows + 1, 0);
-    if (rows == 1) {
-      for (int b = 0; b < blocks; ++b) shares[b].slot = b;
-      row_slots[1] = slots = blocks;
-      return;
-    }
-    for (int b = 0; b < blocks; ++b) {
-      shares[b].slot = slots;
-      const Share& last = shares[b + 1];
-      for (int32_t i = shares[b].item; i < last.item || (i == last.item && last.begin > begin_of(b, i)); ++i) {
-        ++row_slots[items[i].row + 1];
-        ++slots;
-      }
-    }
-    for (int r = 0; r < rows; ++r) row_slots[r + 1] += row_slots[r];
-  }
-
-  int64_t begin_of(int block, int32_t item) const { return item == shares[block].item ? shares[block].begin : 0; }
-};
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Devices and launches
 
 const char* name_of(Rule rule) { return rule == Rule::kSgd ? "SGD step kernel" : "Adam step kernel"; }
 
@@ -319,11 +144,7 @@ void upload(const std::vector<unsigned char>& bytes, void* to, cudaStream_t stre
   }
 }
 
-}  // namespace
-
-// ---------------------------------------------------------------------------------------------------------------------
-
-struct Scheduler::Request {
+struct Request {
   uint32_t stages = 0;
   double* stats = nullptr;
   double* skipped_steps = nullptr;
@@ -332,7 +153,8 @@ struct Scheduler::Request {
   const double* skip = nullptr;
 };
 
-struct Scheduler::Resident {
+// What the device holds about a plan.
+struct Resident {
   Memory memory;  // lives from step to step, and belongs to
   void* stream = nullptr;
   size_t capacity = 0;
@@ -340,52 +162,58 @@ struct Scheduler::Resident {
   // Made from:
   uint64_t revision = 0;
   std::vector<Hyper> further;
-  Options options;
   // Everything about the plan that stays the same from step to step.
   Job job{};
   int blocks = 0;
 };
 
-Scheduler::Scheduler(int device, Allocate allocate) : device_(device), allocate_(std::move(allocate)) {}
-Scheduler::~Scheduler() = default;
+class CudaScheduler final : public Scheduler {
+ public:
+  CudaScheduler(int device, Allocate allocate, const Options& options)
+      : device_(device), allocate_(std::move(allocate)), options_(options) {}
 
-void configure(const Options& wanted) { options() = wanted; }
+  void step(const StepPlan& plan, double* stats, double* skipped_steps, void* stream) override {
+    Request request;
+    request.stages = kMeasure | kUpdate | (plan.rows() == 1 ? 0u : static_cast<uint32_t>(kRows));
+    request.stats = stats;
+    request.skipped_steps = skipped_steps;
+    run(plan, request, stream);
+  }
 
-void Scheduler::step(const StepPlan& plan, double* stats, double* skipped_steps, void* stream) {
-  Request request;
-  request.stages = kMeasure | kUpdate | (plan.rows() == 1 ? 0u : static_cast<uint32_t>(kRows));
-  request.stats = stats;
-  request.skipped_steps = skipped_steps;
-  run(plan, request, stream);
-}
+  void gram(const StepPlan& plan, double* out, void* stream) override {
+    Request request;
+    request.stages = kMeasure | kRows;
+    request.gram = out;
+    run(plan, request, stream);
+  }
 
-void Scheduler::gram(const StepPlan& plan, double* out, void* stream) {
-  Request request;
-  request.stages = kMeasure | kRows;
-  request.gram = out;
-  run(plan, request, stream);
-}
+  void update(const StepPlan& plan, const double* weights, const double* skip, void* stream) override {
+    Request request;
+    request.stages = kMeasure | kUpdate;
+    request.given_weights = weights;
+    request.skip = skip;
+    run(plan, request, stream);
+  }
 
-void Scheduler::update(const StepPlan& plan, const double* weights, const double* skip, void* stream) {
-  Request request;
-  request.stages = kMeasure | kUpdate;
-  request.given_weights = weights;
-  request.skip = skip;
-  run(plan, request, stream);
-}
+ private:
+  void run(const StepPlan& plan, const Request& request, void* stream);
+  // What the device holds about the plan, brought up to date.
+  Resident& resident(const StepPlan& plan, bool with_states, void* stream);
 
-Scheduler::Resident& Scheduler::resident(const StepPlan& plan, bool with_states, void* stream_handle) {
+  int device_;
+  Allocate allocate_;
+  Options options_;
+  Resident residents_[2];  // without and with the parameters and states
+};
+
+Resident& CudaScheduler::resident(const StepPlan& plan, bool with_states, void* stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  const Options& opts = options();
-  std::unique_ptr<Resident>& slot = residents_[with_states ? 1 : 0];
-  if (slot == nullptr) slot = std::make_unique<Resident>();
-  Resident& r = *slot;
+  Resident& r = residents_[with_states ? 1 : 0];
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(stream, &capture), "cudaStreamIsCapturing");
   const bool captured = capture != cudaStreamCaptureStatusNone;
   std::vector<Hyper> further = further_groups(plan, with_states);
-  if (r.revision == plan.revision && same_bytes(r.further, further) && r.options == opts && r.stream == stream_handle &&
-      !captured) {
+  if (r.revision == plan.revision && same_bytes(r.further, further) && r.stream == stream_handle && !captured) {
     return r;
   }
 
@@ -395,7 +223,7 @@ Scheduler::Resident& Scheduler::resident(const StepPlan& plan, bool with_states,
   const Items entries(plan, with_states);
   const int64_t most = std::max<int64_t>(1, Partition::cost(entries.items) / kGrain);
   r.blocks = static_cast<int>(
-      std::min<int64_t>(most, opts.max_blocks > 0 ? std::min(opts.max_blocks, limits.blocks) : limits.blocks));
+      std::min<int64_t>(most, options_.max_blocks > 0 ? std::min(options_.max_blocks, limits.blocks) : limits.blocks));
   const Partition partition(entries.items, rows, r.blocks);
 
   Image image;
@@ -407,7 +235,7 @@ Scheduler::Resident& Scheduler::resident(const StepPlan& plan, bool with_states,
   const size_t partials_at = image.bytes().size();
   const size_t weights_at = partials_at + aligned(sizeof(double) * partition.slots * gram_size(n));
   const size_t outcomes_at = weights_at + aligned(sizeof(double) * rows * n);
-  const size_t prepared_at = outcomes_at + aligned(sizeof(double) * rows * 2);
+  const size_t prepared_at = outcomes_at + aligned(sizeof(RowOutcome) * rows);
   const size_t bytes = prepared_at + aligned(kPreparedBytes * entries.items.size());
 
   // A graph that is being captured gets memory of its own, from the graph's pool: what other steps leave in theirs is
@@ -434,7 +262,6 @@ Scheduler::Resident& Scheduler::resident(const StepPlan& plan, bool with_states,
     }
     r.revision = plan.revision;
     r.further.swap(further);
-    r.options = opts;
   }
 
   char* const base = static_cast<char*>(memory.get());
@@ -446,17 +273,16 @@ Scheduler::Resident& Scheduler::resident(const StepPlan& plan, bool with_states,
   r.job.geometry = reinterpret_cast<const int64_t*>(base + geometry_at);
   r.job.partials = reinterpret_cast<double*>(base + partials_at);
   r.job.weights = reinterpret_cast<double*>(base + weights_at);
-  r.job.outcomes = reinterpret_cast<double*>(base + outcomes_at);
+  r.job.outcomes = reinterpret_cast<RowOutcome*>(base + outcomes_at);
   r.job.prepared = base + prepared_at;
   r.job.rows = rows;
   return r;
 }
 
-void Scheduler::run(const StepPlan& plan, const Request& request, void* stream_handle) {
+void CudaScheduler::run(const StepPlan& plan, const Request& request, void* stream_handle) {
   const DeviceGuard guard(device_);
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   const bool updates = (request.stages & kUpdate) != 0;
-  const Options& opts = options();
   Limits& limits = limits_of(plan.rule, plan.num_grads, device_);
   Resident& r = resident(plan, updates, stream_handle);
 
@@ -472,9 +298,9 @@ void Scheduler::run(const StepPlan& plan, const Request& request, void* stream_h
   }
 
   const Kernel kernel = kernel_of(plan.rule, plan.num_grads);
-  if (opts.cooperative && limits.cooperative) {
+  if (options_.cooperative && limits.cooperative) {
     const int wanted =
-        opts.max_shared_bytes >= 0 ? std::min(opts.max_shared_bytes, limits.shared_bytes) : limits.shared_bytes;
+        options_.max_shared_bytes >= 0 ? std::min(options_.max_shared_bytes, limits.shared_bytes) : limits.shared_bytes;
     job.stages = request.stages;
     job.on_chip_bytes = updates && request.given_weights == nullptr ? wanted : 0;
     const cudaError_t error = launch(kernel, r.blocks, kThreads, job.on_chip_bytes, stream, true, job);
@@ -490,6 +316,16 @@ void Scheduler::run(const StepPlan& plan, const Request& request, void* stream_h
     job.stages = request.stages & stage;
     if (job.stages != 0) check(launch(kernel, r.blocks, kThreads, 0, stream, false, job), name_of(plan.rule));
   }
+}
+
+}  // namespace
+
+int device_type() { return GRADPROM_CUDA_DEVICE; }
+
+const char* architectures() { return GRADPROM_CUDA_ARCHITECTURES; }
+
+std::unique_ptr<Scheduler> make_scheduler(int device, Allocate allocate, const Options& options) {
+  return std::make_unique<CudaScheduler>(device, std::move(allocate), options);
 }
 
 std::string unusable(int device) {

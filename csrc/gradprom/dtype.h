@@ -107,6 +107,13 @@ GP_HD f16 narrow<f16, double>(double x) {
   return narrow<f16>(static_cast<float>(x));
 }
 
+// What the update of a parameter with an fp32 master starts from: the master, or, where the parameter is no longer the
+// master's rounded value because it was written to since, the parameter.
+template <class Storage, class T>
+GP_HD T followed(T master, Storage parameter) {
+  return narrow<Storage>(master).bits == parameter.bits ? master : static_cast<T>(widen(parameter));
+}
+
 // Calls `body` with a value of the storage type that `dtype` names.
 template <class Body>
 inline auto dispatch(DType dtype, Body&& body) {

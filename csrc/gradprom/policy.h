@@ -3,7 +3,8 @@
 //     c = main_weight * g_0 + sum_k gate_k * lambda_k * g_k.
 //
 // The same few lines run on the CPU, in every CUDA block and, as their definition in PyTorch, in
-// gradprom_ext/policy.py. A new gate is one enumerator, one case here and one class there.
+// gradprom_ext/policy.py. A new gate is one line and one case here, one case in gradprom_ext/triton_kernels.py and one
+// class there.
 #pragma once
 
 #include <cmath>
@@ -13,12 +14,18 @@
 
 namespace gradprom {
 
+// The one list of gates; the binding's enum is made from it, and tests compare it with the classes and with Triton's.
+#define GP_GATES(X)                                                                       \
+  X(kHard, "hard")       /* GradProm (arXiv:2501.01114): 1 if cos >= threshold, else 0 */ \
+  X(kSoft, "soft")       /* its Lemma 3.1: max(0, cos) if cos >= threshold, else 0 */     \
+  X(kAlways, "always")   /* joint training: the plain sum */                              \
+  X(kNever, "never")     /* the main gradient alone */                                    \
+  X(kProject, "project") /* PCGrad (arXiv:2001.06782), one-sided: the part of g_k against g_0 is removed */
+
 enum class Gate : int32_t {
-  kHard,     // GradProm (arXiv:2501.01114): 1 if cos >= threshold, else 0
-  kSoft,     // its Lemma 3.1: max(0, cos) if cos >= threshold, else 0
-  kAlways,   // joint training: the plain sum
-  kNever,    // the main gradient alone
-  kProject,  // PCGrad (arXiv:2001.06782), one-sided: the part of g_k against g_0 is removed
+#define GP_ENUMERATOR(name, text) name,
+  GP_GATES(GP_ENUMERATOR)
+#undef GP_ENUMERATOR
 };
 
 struct GateConfig {
@@ -76,7 +83,7 @@ GP_HD Decision decide(const double* gram, int n, const GateConfig& config) {
   return d;
 }
 
-// Weights of the sum, w_0 for the main gradient. A weight of exactly 0 deselects its gradient: nobody multiplies by it.
+// Weights of the sum, w_0 for the main gradient. A weight of exactly 0 deselects its gradient: it is not multiplied.
 GP_HD void weights_of(const Decision& d, const GateConfig& config, int n, double* weights) {
   weights[0] = d.main_weight;
   for (int k = 1; k < n; ++k) weights[k] = d.gate[k - 1] * config.aux_weight[k - 1].get();
@@ -101,9 +108,13 @@ GP_HD double clip_coefficient(double norm, double max_norm) {
   return coefficient < 1.0 ? coefficient : 1.0;
 }
 
-// Layout of the statistics of a step, fp64, read by gradprom_ext/stats.py:
+// Layout of the statistics of a step, fp64; gradprom_ext/stats.py and gradprom_ext/triton_kernels.py are asserted
+// equal:
 //   [skipped, norm of the combined gradient, clip coefficient]
 //   then for each row [main norm, main weight, cosine x K, gate x K, auxiliary norm x K].
+inline constexpr int kStatsSkipped = 0;
+inline constexpr int kStatsNorm = 1;
+inline constexpr int kStatsClip = 2;
 inline constexpr int kStatsHeader = 3;
 GP_HD constexpr int stats_row_size(int num_aux) { return 2 + 3 * num_aux; }
 
@@ -115,6 +126,39 @@ GP_HD void write_stats_row(const Decision& d, int num_aux, double* row) {
     row[2 + num_aux + k] = d.gate[k];
     row[2 + 2 * num_aux + k] = d.aux_norm[k];
   }
+}
+
+// What one row contributes to the outcome of the step.
+struct RowOutcome {
+  double squared_norm;  // of its part of the combined gradient
+  double bad;           // 1 where a gradient is not finite, else 0: rows are added up
+};
+
+// Decides on a row: from its Gram matrix to its weights and, unless `stats` is null, its statistics.
+GP_HD RowOutcome decide_row(const double* gram, int n, const GateConfig& config, double* weights, double* stats) {
+  const Decision decision = decide(gram, n, config);
+  weights_of(decision, config, n, weights);
+  if (stats != nullptr) write_stats_row(decision, n - 1, stats);
+  return {squared_norm(gram, weights, n), all_finite(gram, n) ? 0.0 : 1.0};
+}
+
+// The outcome of the step, from the sum over its rows.
+struct Outcome {
+  double clip;  // the weights of every row are multiplied by this
+  bool finite;  // else nothing is updated
+};
+
+// `stats` is null for all but one of those that conclude the same step; that one also counts a skipped step.
+GP_HD Outcome conclude(const RowOutcome& sum, const GateConfig& config, double* stats, double* skipped_steps) {
+  const double norm = std::sqrt(sum.squared_norm);
+  const Outcome outcome{clip_coefficient(norm, config.max_grad_norm), sum.bad == 0.0};
+  if (stats != nullptr) {
+    stats[kStatsSkipped] = outcome.finite ? 0.0 : 1.0;
+    stats[kStatsNorm] = norm;
+    stats[kStatsClip] = outcome.clip;
+    if (!outcome.finite && skipped_steps != nullptr) *skipped_steps += 1.0;
+  }
+  return outcome;
 }
 
 }  // namespace gradprom

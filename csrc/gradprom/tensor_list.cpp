@@ -18,6 +18,13 @@ int64_t stride_of(const TensorView& tensor, int dim) {
 
 }  // namespace
 
+std::vector<const char*> moment_names(Rule rule) {
+  return with_rule<float>(rule, [](auto r) {
+    using R = decltype(r);
+    return std::vector<const char*>(R::kStateNames, R::kStateNames + R::kStates);
+  });
+}
+
 IndexSpace::IndexSpace(const TensorView& leader) {
   for (int d = 0; d < leader.ndim; ++d) {
     numel_ *= leader.shape[d];

@@ -11,7 +11,7 @@
 
 namespace gradprom {
 
-// A tensor as somebody handed it over. Strides are in elements.
+// A tensor as it was handed over. Strides are in elements.
 struct TensorView {
   void* data = nullptr;
   DType dtype = DType::kF32;
@@ -61,9 +61,12 @@ struct Entry {
   }
 };
 
+// Names of the moments that a rule may have, as in torch.optim.
+std::vector<const char*> moment_names(Rule rule);
+
 struct StepPlan {
-  // Whoever changes the entries, or how many states a group has, raises this number; what a scheduler has made of them
-  // is good until then.
+  // Raised with every change of the entries, or of how many states a group has; what a scheduler has made of them is
+  // good until then.
   uint64_t revision = 1;
   std::vector<Entry> entries;
   std::vector<Hyper> groups;
@@ -81,8 +84,7 @@ struct StepPlan {
 
   // Moments; on top of them comes the master, where there is one.
   int num_states(const Hyper& hyper) const {
-    if (rule == Rule::kSgd) return hyper.momentum != 0.0 ? 1 : 0;
-    return hyper.amsgrad ? 3 : 2;
+    return with_rule<float>(rule, [&](auto r) { return decltype(r)::num_states(hyper); });
   }
 };
 

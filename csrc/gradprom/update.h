@@ -1,5 +1,6 @@
 // The update rules of torch.optim, one element at a time. `T` is the type the arithmetic runs in: float for
-// parameters of 32 and 16 bits, double for 64. Schedulers call `prepare` once per tensor, `apply` per element.
+// parameters of 32 and 16 bits, double for 64. A rule says which state tensors it has, works out its coefficients once
+// per tensor (`prepare`) and is applied to every element (`apply`).
 #pragma once
 
 #include <cmath>
@@ -10,26 +11,38 @@ namespace gradprom {
 
 enum class Rule : int32_t { kSgd, kAdam };
 
-// Hyper-parameters of one parameter group, named as in torch.optim.
+// Hyper-parameters of one parameter group beside its learning rate, named as in torch.optim: the one list of them. The
+// struct below, the binding's keyword arguments and the check of its size are made from it.
+#define GP_HYPER_NUMBERS(X) \
+  X(weight_decay, 0.0)      \
+  X(momentum, 0.0)          \
+  X(dampening, 0.0)         \
+  X(beta1, 0.9)             \
+  X(beta2, 0.999)           \
+  X(eps, 1e-8)
+#define GP_HYPER_FLAGS(X)                                                        \
+  X(nesterov)                                                                    \
+  X(decoupled) /* AdamW: the decay acts on the parameter, not on the gradient */ \
+  X(amsgrad)                                                                     \
+  X(maximize)
+
 struct Hyper {
   Scalar lr;
-  double weight_decay = 0.0;
-  // SGD
-  double momentum = 0.0;
-  double dampening = 0.0;
-  // Adam, AdamW
-  double beta1 = 0.9;
-  double beta2 = 0.999;
-  double eps = 1e-8;
-  bool nesterov = false;   // SGD
-  bool decoupled = false;  // AdamW: the decay acts on the parameter, not on the gradient
-  bool amsgrad = false;
-  bool maximize = false;
+#define GP_FIELD(name, value) double name = value;
+  GP_HYPER_NUMBERS(GP_FIELD)
+#undef GP_FIELD
+#define GP_FIELD(name) bool name = false;
+  GP_HYPER_FLAGS(GP_FIELD)
+#undef GP_FIELD
   uint32_t unused = 0;  // no padding: equal hyper-parameters are equal bytes
 };
 
 template <class T>
 struct Sgd {
+  static constexpr int kStates = 1;
+  static constexpr const char* kStateNames[kStates] = {"momentum_buffer"};
+  static int num_states(const Hyper& h) { return h.momentum != 0.0 ? 1 : 0; }
+
   T lr, weight_decay, momentum, keep;  // keep: 1 - dampening, but 1 on the first step
   bool decay, nesterov;
 
@@ -47,10 +60,14 @@ struct Sgd {
 
   GP_HD T decayed(T gradient, T parameter) const { return decay ? gradient + weight_decay * parameter : gradient; }
 
-  GP_HD void apply(T gradient, T& parameter) const { parameter -= lr * decayed(gradient, parameter); }
-
-  GP_HD void apply(T gradient, T& parameter, T& buffer) const {
+  // With `num_states` of its states, of which there may be fewer than kStates.
+  GP_HD void apply(int num_states, T gradient, T& parameter, T* states) const {
     const T g = decayed(gradient, parameter);
+    if (num_states == 0) {
+      parameter -= lr * g;
+      return;
+    }
+    T& buffer = states[0];
     buffer = momentum * buffer + keep * g;
     parameter -= lr * (nesterov ? g + momentum * buffer : buffer);
   }
@@ -58,6 +75,10 @@ struct Sgd {
 
 template <class T>
 struct Adam {
+  static constexpr int kStates = 3;
+  static constexpr const char* kStateNames[kStates] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static int num_states(const Hyper& h) { return h.amsgrad ? 3 : 2; }
+
   T step_size, shrink, weight_decay, one_minus_beta1, beta2, one_minus_beta2, inverse_sqrt_correction2, eps;
   bool decay_gradient;
 
@@ -79,28 +100,26 @@ struct Adam {
     return a;
   }
 
-  GP_HD T moments(T gradient, T& parameter, T& mean, T& variance) const {
+  GP_HD void apply(int num_states, T gradient, T& parameter, T* states) const {
+    T& mean = states[0];
+    T& variance = states[1];
     const T g = decay_gradient ? gradient + weight_decay * parameter : gradient;
     parameter *= shrink;
     mean += one_minus_beta1 * (g - mean);
     variance = beta2 * variance + one_minus_beta2 * g * g;
-    return variance;
-  }
-
-  GP_HD void step(T& parameter, T mean, T variance) const {
-    parameter -= step_size * (mean / (std::sqrt(variance) * inverse_sqrt_correction2 + eps));
-  }
-
-  GP_HD void apply(T gradient, T& parameter, T& mean, T& variance) const {
-    const T v = moments(gradient, parameter, mean, variance);
-    step(parameter, mean, v);
-  }
-
-  GP_HD void apply(T gradient, T& parameter, T& mean, T& variance, T& largest) const {
-    const T v = moments(gradient, parameter, mean, variance);
-    largest = largest > v ? largest : v;
-    step(parameter, mean, largest);
+    T second = variance;
+    if (num_states == 3) {
+      states[2] = states[2] > variance ? states[2] : variance;
+      second = states[2];
+    }
+    parameter -= step_size * (mean / (std::sqrt(second) * inverse_sqrt_correction2 + eps));
   }
 };
+
+// Calls `body` with a value of the rule's type, for what does not depend on the numbers in it.
+template <class T, class Body>
+auto with_rule(Rule rule, Body&& body) {
+  return rule == Rule::kSgd ? body(Sgd<T>{}) : body(Adam<T>{});
+}
 
 }  // namespace gradprom

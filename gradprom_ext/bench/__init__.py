@@ -13,12 +13,12 @@ The optimizer step
     AdamW: two gradients read, read again with the parameter and the moments, parameter and moments written; 16 and 32
     where a GPU keeps the gradients on chip), at a bandwidth measured as one more contestant.
 
-    *On a CPU* every contestant has tensors of its own, so nobody finds them in the cache. The bandwidth is that of
+    *On a CPU* every contestant has tensors of its own, so none finds them in the cache. The bandwidth is that of
     ``a += b`` on flat buffers as large as the model (12 bytes per element). Two things keep a step above that floor,
     and each is measured in the same rounds. A step reads more than it writes, and where reads are the bottleneck the
     time for its reads alone (20 and 28 bytes per parameter, at the bandwidth of a dot product) is longer than the
     floor. And before the kernel starts, Python finds as many gradients as there are tensors: the same step on as many
-    tensors of one element is that host work, caches as cold as for everybody else.
+    tensors of one element is that host work, caches as cold as for all others.
 
     *On a GPU* the contestants share several sets of tensors, together several times the L2 cache, and walk through
     them. Device time leaves the host's launches out. Where they are few, steps over all sets are queued while the

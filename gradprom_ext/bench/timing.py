@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import torch
 
+from .. import _torch
+
 Step = Callable[[], object]
 Watch = Callable[[], float]  #: runs something once and returns its seconds
 T = TypeVar("T")
@@ -99,7 +101,7 @@ class Gpu:
         self.on_chip_bytes: int = properties.multi_processor_count * getattr(
             properties, "shared_memory_per_block_optin", properties.shared_memory_per_block
         )
-        # Graphs share their memory: they never run at the same time, and nobody reads what one left behind another.
+        # Graphs share their memory: they never run at the same time, and none reads what another left behind.
         self._pool = torch.cuda.graph_pool_handle()
 
     def synchronise(self) -> None:
@@ -152,7 +154,7 @@ class Gpu:
 
         def sample() -> float:
             self.synchronise()
-            torch.cuda._sleep(head_start)
+            _torch.keep_busy(head_start)
             queue()
             end.synchronize()
             return start.elapsed_time(end) * 1e-3 / repeats
@@ -162,7 +164,7 @@ class Gpu:
 
 def interleave(watches: Mapping[str, Callable[[], T]], rounds: int, warmup: int = 3) -> dict[str, list[T]]:
     """What each function returned in each round. They take turns in an order that rotates from round to round, so that
-    drift of the machine hits all of them and nobody always follows the same one.
+    drift of the machine hits all of them and none always follows the same one.
 
     >>> turns = []
     >>> interleave({n: lambda n=n: turns.append(n) for n in "abc"}, rounds=2, warmup=0) and "".join(turns)

@@ -110,7 +110,7 @@ def _parameters(tensors: Sequence[Tensor], grads: Sequence[Tensor] = ()) -> list
     return params
 
 
-def gradprom(case: Case, inputs: Inputs, *, backend: str) -> Step:
+def gradprom(case: Case, inputs: Inputs, *, backend: str | _backends.Backend) -> Step:
     """What a user calls, ``opt.step()``, Python included."""
     params = _parameters(inputs.params, inputs.main)
     masters = case.precision != "fp32"
@@ -121,19 +121,9 @@ def gradprom(case: Case, inputs: Inputs, *, backend: str) -> Step:
     return opt.step
 
 
-def two_launches(case: Case, inputs: Inputs, *, backend: str) -> Step:
+def two_launches(case: Case, inputs: Inputs) -> Step:
     """The CUDA kernels without a cooperative launch: measure, then decide and update."""
-    configure = _backends.extension()[0].cuda_configure
-    step = gradprom(case, inputs, backend=backend)
-
-    def split() -> None:
-        configure(cooperative=False)
-        try:
-            step()
-        finally:
-            configure(cooperative=True)
-
-    return split
+    return gradprom(case, inputs, backend=_backends.CudaBackend(cooperative=False))
 
 
 def plain(case: Case, inputs: Inputs) -> Step:
@@ -210,7 +200,7 @@ def contestants(case: Case, device: torch.device, backends: Sequence[str]) -> di
     cast = 8 if case.precision != "fp32" else 0
     field = {f"gradprom {b}": Contestant(partial(gradprom, backend=b), few_launches=b != "reference") for b in backends}
     if "cuda" in backends:
-        field["gradprom cuda, two launches"] = Contestant(partial(two_launches, backend="cuda"), few_launches=True)
+        field["gradprom cuda, two launches"] = Contestant(two_launches, few_launches=True)
     best = rivals.best_pytorch(device)
     field["best PyTorch"] = Contestant(partial(pytorch, combine=best), scratch=cast + 8)
     if device.type != "cpu":

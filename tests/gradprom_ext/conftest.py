@@ -1,21 +1,31 @@
-"""Every semantic test runs on every backend that takes the memory its tensors lie in, the host's."""
+"""Every test of the library's semantics runs on every target (targets.py)."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from gradprom_ext import backends
-
-#: Triton takes host memory only under its interpreter, whose tests have a file of their own.
-HOST_BACKENDS = [
-    name for name, reason in backends.explain(torch.device("cpu")).items() if reason is None and name != "triton"
-]
+from . import targets
 
 
-@pytest.fixture(params=HOST_BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=targets.TARGETS)
+def target(request: pytest.FixtureRequest) -> str:
+    """Name of the target, as the test's id shows it."""
+    if request.param == "triton-interpreter" and request.node.get_closest_marker("slow_in_interpreter"):
+        pytest.skip("minutes in Triton's interpreter; test_triton.py has a smaller one")
+    if request.param.startswith(("mirror-", "gpu-")) and request.node.get_closest_marker("not_mirrored"):
+        pytest.skip("a mirror copies memory, and this is about tensors without")
     return request.param
+
+
+@pytest.fixture
+def backend(target: str) -> Iterator[Any]:
+    """What the optimizers and functions of the library take as ``backend``."""
+    with targets.running(target) as backend:
+        yield backend
 
 
 @pytest.fixture(autouse=True)

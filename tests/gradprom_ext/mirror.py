@@ -1,6 +1,6 @@
 """The tests of the library's semantics on the kernels of another device, unchanged.
 
-A *mirror* stands in the place of the backend for host memory. It copies the storages of the tensors that it is given to
+A *mirror* is a backend for host memory. It copies the storages of the tensors that it is given to
 a device, runs the plan of a real backend there, and copies what a step may write back. Whole storages travel: tensors
 keep their offsets and strides, views of one storage stay views of one storage, and a write beside a tensor comes back
 with it.
@@ -9,20 +9,15 @@ with it.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import ModuleType
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
-from gradprom_ext import backends
 from gradprom_ext.backends import Backend
-from gradprom_ext.policy import GatePolicy
-from gradprom_ext.reference import Gradients
-from gradprom_ext.rules import Hyper, Rule
+from gradprom_ext.plan import Gradients, PlanBase, PlanSpec, StepRequest
+from gradprom_ext.rules import Hyper
 from gradprom_ext.stats import GateStats
 
 
@@ -64,34 +59,19 @@ class Copies:
             host.copy_(copy)
 
 
-class MirrorPlan:
-    """See :class:`gradprom_ext.backends.Plan`; ``inner`` makes the plan that does the work."""
+class MirrorPlan(PlanBase):
+    """See :class:`gradprom_ext.plan.PlanBase`; ``inner`` makes the plan that does the work."""
 
-    def __init__(
-        self,
-        inner: Backend,
-        device: torch.device,
-        rule: Rule,
-        params: list[Tensor],
-        groups: list[int],
-        states: list[dict[str, Any]],
-        num_aux: int,
-        per_tensor: bool,
-    ) -> None:
-        self._params, self._states = params, states
+    def __init__(self, inner: Backend, device: torch.device, spec: PlanSpec) -> None:
+        super().__init__(spec)
+        self._params, self._states = spec.params, spec.states
         self._copies = Copies(device)
         # A plan knows its parameters by their objects, whose memory and type may change, and their states by the dicts.
-        self._twins = [torch.empty(0, device=device) for _ in params]
-        self._twin_states: list[dict[str, Any]] = [{} for _ in params]
+        self._twins = [torch.empty(0, device=device) for _ in spec.params]
+        self._twin_states: list[dict[str, Any]] = [{} for _ in spec.params]
         self._send_params()
-        self._plan: Any = inner.plan(rule, self._twins, groups, self._twin_states, num_aux, per_tensor)
-        if hasattr(self._plan, "step"):  # else the caller takes gram and update
-            self.step = self._step
-
-    def matches(self, params: Sequence[Tensor]) -> bool:
-        return len(params) == len(self._params) and all(
-            a is b and a.device.type == "cpu" for a, b in zip(params, self._params, strict=True)
-        )
+        self._plan = inner.plan(dataclasses.replace(spec, params=self._twins, states=self._twin_states))
+        self.fused = self._plan.fused  # type: ignore[misc]
 
     def bind_gradients(self, main: Gradients, aux: Sequence[Gradients]) -> None:
         self._copies.begin()
@@ -114,19 +94,15 @@ class MirrorPlan:
         self._plan.update(self._sent(hypers), weights.to(device), skipped.to(device))
         self._bring_back()
 
-    def _step(
-        self,
-        hypers: Sequence[Hyper],
-        policy: GatePolicy,
-        aux_weight: tuple[float, ...] | Tensor,
-        max_grad_norm: float | None,
-        skipped_steps: Tensor | None,
-    ) -> GateStats:
+    def step(self, request: StepRequest) -> GateStats:
         self._send_states()
-        lambdas = self._copies.send(aux_weight) if isinstance(aux_weight, Tensor) else aux_weight
-        counter = None if skipped_steps is None else self._copies.send(skipped_steps)
-        stats = self._plan.step(self._sent(hypers), policy, lambdas, max_grad_norm, counter)
-        self._bring_back(*([] if skipped_steps is None else [skipped_steps]))
+        sent = request._replace(hypers=self._sent(request.hypers))
+        if isinstance(request.aux_weight, Tensor):
+            sent = sent._replace(aux_weight=self._copies.send(request.aux_weight))
+        if request.skipped_steps is not None:
+            sent = sent._replace(skipped_steps=self._copies.send(request.skipped_steps))
+        stats = self._plan.step(sent)
+        self._bring_back(*([] if request.skipped_steps is None else [request.skipped_steps]))
         return dataclasses.replace(stats, packed=stats.packed.cpu())
 
     def _send_params(self) -> None:
@@ -148,7 +124,7 @@ class MirrorPlan:
         torch.autograd.graph.increment_version(self._params)
 
 
-class Mirror:
+class Mirror(Backend):
     """The backend for host memory that works elsewhere; see :class:`gradprom_ext.backends.Backend`."""
 
     name = "cpu"
@@ -165,42 +141,5 @@ class Mirror:
             return f"takes tensors in host memory, not on {device}"
         return self._inner.rejects(self._device, num_aux)
 
-    def plan(self, *args: Any) -> MirrorPlan:
-        return MirrorPlan(self._inner, self._device, *args)
-
-
-def install(monkeypatch: pytest.MonkeyPatch, mirror: Mirror) -> None:
-    """Until the end of the test there is the mirror, and the reference."""
-    monkeypatch.setattr(backends, "BACKENDS", (mirror, backends.ReferenceBackend()))
-    monkeypatch.setattr(backends, "choose", functools.cache(backends.choose.__wrapped__))
-
-
-def tests_of(*modules: ModuleType) -> dict[str, Callable[..., None]]:
-    """The test functions of modules by name."""
-    tests: dict[str, Callable[..., None]] = {}
-    for module in modules:
-        for name, test in vars(module).items():
-            if name.startswith("test_") and callable(test):
-                assert tests.setdefault(name, test) is test, f"two tests have the name {name}"
-    return tests
-
-
-def mirrored(tests: Mapping[str, Callable[..., None]], inner: str, device: torch.device) -> type:
-    """A class of these tests in which ``backend="cpu"`` is the mirror of the backend ``inner`` on ``device``."""
-
-    class Tests:
-        @pytest.fixture(autouse=True)
-        def _mirror(self, monkeypatch: pytest.MonkeyPatch) -> None:
-            mirror = Mirror(next(b for b in backends.BACKENDS if b.name == inner), device)
-            reason = mirror.missing() or mirror.rejects(torch.device("cpu"), 1)
-            if reason is not None:
-                pytest.skip(f"{inner}: {reason}")
-            install(monkeypatch, mirror)
-
-        @pytest.fixture
-        def backend(self) -> str:
-            return Mirror.name
-
-    for name, test in tests.items():
-        setattr(Tests, name, staticmethod(test))
-    return Tests
+    def plan(self, spec: PlanSpec) -> PlanBase:
+        return MirrorPlan(self._inner, self._device, spec)

@@ -13,8 +13,7 @@ import torch
 import gradprom_ext as gp
 from gradprom_ext import backends, doctor
 
-from .test_gate import problem
-from .test_semantics import bits
+from .problems import bits, problem
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_kernels = pytest.mark.skipif("cpu" not in gp.available_backends(), reason="the compiled module is not built")

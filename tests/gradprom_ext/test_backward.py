@@ -135,19 +135,6 @@ def test_an_error_in_an_auxiliary_backward_leaves_the_main_gradient_in_place():
     assert pair.opt.aux_grads == []
 
 
-@pytest.mark.parametrize("clear", ["module", "module-zeros"])
-def test_clearing_gradients_behind_the_optimizer_is_noticed(clear):
-    """Otherwise auxiliary gradients of the last batch would be added to those of this one."""
-    pair = Pair()
-    pair.opt.backward(*pair.losses())
-    pair.opt.step()
-    pair.ip.zero_grad(set_to_none=clear == "module")
-    with pytest.raises(RuntimeError, match=r"call its zero_grad\(\)"):
-        pair.opt.backward(*pair.losses(1))
-    pair.opt.zero_grad()
-    pair.opt.backward(*pair.losses(1))
-
-
 def test_zero_grad_drops_every_loss():
     pair = Pair()
     pair.opt.backward(*pair.losses())

@@ -9,7 +9,7 @@ import torch
 
 import gradprom_ext as gp
 
-from .test_semantics import bits
+from .problems import bits
 
 NAN = float("nan")
 

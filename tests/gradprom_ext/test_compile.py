@@ -7,14 +7,20 @@ import torch
 
 import gradprom_ext as gp
 
-from .test_gate import HalfGate, problem
-from .test_semantics import bits
+from . import targets
+from .problems import HalfGate, bits, problem
 
 SETTINGS = [
     {"gate": "soft", "max_grad_norm": 1.0},
     {"granularity": "tensor", "aux_weight": [0.5, 2.0]},
     {"aux_weight": torch.tensor([0.5, 2.0], dtype=torch.float64), "lr": torch.tensor(0.25)},
 ]
+
+
+@pytest.fixture(params=[name for name in ("cpu", "reference") if targets.usable_on_host(name)])
+def backend(request):
+    """A schema carries a backend's name."""
+    return request.param
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,7 @@ import torch
 
 import gradprom_ext as gp
 
-from .test_gate import problem
-from .test_optim import CASES
-from .test_semantics import bits
+from .problems import CASES, bits, problem
 
 TYPES = [torch.float32, torch.float64]
 

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import gradprom_ext as gp
+from gradprom_ext import backends, policy
 
-from . import oracle
-
-SHAPES = [(64, 3, 3, 3), (64,), (1,), (), (17, 31), (40_001,), (0,)]
-
-
-def problem(num_aux: int = 1, seed: int = 0, shapes=SHAPES, dtype=torch.float32, lean: float = 0.0):
-    """Parameters, main and auxiliary gradients; ``lean`` pulls the auxiliary ones along the main one."""
-    g = torch.Generator().manual_seed(seed)
-    params = [torch.randn(s, generator=g).to(dtype) for s in shapes]
-    main = [torch.randn(s, generator=g).to(dtype) for s in shapes]
-    aux = [
-        [(torch.randn(s, generator=g) + lean * m).to(dtype) for s, m in zip(shapes, main, strict=True)]
-        for _ in range(num_aux)
-    ]
-    return params, main, aux
+from . import oracle, targets
+from .problems import GATES, HalfGate, problem
 
 
 def check_step(params, main, aux, backend, *, lr=0.1, **kwargs):
@@ -140,13 +132,6 @@ def test_no_clipping_below_the_limit(backend):
     assert all(torch.equal(a, b) for a, b in zip(params, clipped, strict=True))
 
 
-class HalfGate(gp.GatePolicy):
-    """A policy that exists in Python alone."""
-
-    def __call__(self, gram, aux_weight):
-        return torch.full_like(gram[..., 0, 0], 0.25), torch.full_like(gram[..., 0, 1:], 0.5)
-
-
 def test_a_policy_of_ones_own_runs_on_every_backend(backend):
     params, main, aux = problem(2, seed=8)
     before = [p.clone() for p in params]
@@ -180,3 +165,71 @@ def test_more_auxiliaries_than_the_kernels_take_fall_back_to_the_reference():
             gp.gradprom_(params, main, aux, backend="cpu")
     else:
         check_step(params, main, aux, "reference")
+
+
+# The one table of gates ----------------------------------------------------------------------------------------------
+
+
+def test_every_gate_has_a_class_a_case_in_the_core_and_one_in_triton():
+    """A gate that was forgotten in one place is named here."""
+    table = set(policy.GATES)
+    triton_source = Path(policy.__file__).with_name("triton_kernels.py").read_text()
+    in_triton = set(re.findall(r'\bGATE == "(\w+)"', triton_source))
+    assert in_triton == table, f"in one of policy.GATES and triton_kernels.gate_rows only: {in_triton ^ table}"
+    module, problem = backends.extension()
+    if module is None:
+        pytest.skip(problem)
+    in_core = set(module.Gate.__members__)
+    assert in_core == table, f"in one of policy.GATES and csrc/gradprom/policy.h only: {in_core ^ table}"
+
+
+def test_every_gate_has_a_row_in_the_oracle():
+    assert set(GATES) == set(policy.GATES)
+
+
+class Quarter(gp.HardGate):
+    def __call__(self, gram, aux_weight):
+        return torch.ones_like(gram[..., 0, 0]), torch.full_like(gram[..., 0, 1:], 0.25)
+
+
+class Renamed(gp.SoftGate):
+    """Overrides nothing: the parent's decisions."""
+
+
+class Moving(gp.HardGate):
+    """Overrides what the parent's constructor sets."""
+
+    @property
+    def threshold(self):
+        return 0.9
+
+    @threshold.setter
+    def threshold(self, value):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("gate", "expected"),
+    [(Quarter(), 0.25), (Renamed(), math.sqrt(0.5)), (Moving(), 0.0), (gp.HardGate(), 1.0), (gp.SoftGate(), 0.5**0.5)],
+)
+def test_a_subclass_of_a_gate_runs_as_it_is_written(backend, gate, expected):
+    p = torch.zeros(2)
+    main, aux = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])  # cosine 0.707
+    stats = gp.gradprom_([p], [main], [aux], lr=1.0, gate=gate, backend=backend)
+    assert float(stats.gate) == pytest.approx(expected)
+    torch.testing.assert_close(p, -(main + expected * aux))
+    opt = gp.GradPromSGD([torch.nn.Parameter(torch.zeros(2))], lr=1.0, gate=gate, backend=backend)
+    (q,) = opt.param_groups[0]["params"]
+    q.grad, opt.aux_grads = main, [[aux]]
+    opt.step()
+    torch.testing.assert_close(q.detach(), p)
+
+
+def test_triton_refuses_a_gate_that_it_does_not_have(monkeypatch):
+    """When it compiles, not as whatever stands last in its cases."""
+    with targets.quick_interpreter():
+        monkeypatch.setitem(policy._KERNELS, Quarter, "quarter")
+        with pytest.raises(Exception, match="the kernels have no such gate"):
+            gp.gradprom_(
+                [torch.zeros(2)], [torch.ones(2)], [torch.ones(2)], gate=Quarter(), backend=targets.HostTriton()
+            )

@@ -4,7 +4,7 @@
 
 With ``GRADPROM_TEST_DEVICE=cpu`` everything here that does not speak of streams and the device's memory runs on the
 host's kernels (``TRITON_INTERPRET=1``: on Triton's too), at smaller sizes; a graph's replay is then the step itself.
-That is for whoever writes these tests without a GPU.
+So the tests can be written without a GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import inspect
 import itertools
 import os
 import random
@@ -28,8 +27,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 import gradprom_ext as gp
 from gradprom_ext import backends
 
-from . import mirror, oracle, test_cuda_on_host
-from .test_semantics import FLOATS
+from . import oracle
+from .problems import CASES, FLOATS, RULES
 
 DEVICE = torch.device(os.environ.get("GRADPROM_TEST_DEVICE", "cuda:0"))
 CPU = torch.device("cpu")
@@ -68,14 +67,12 @@ def kernels(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def configure() -> Iterator[Callable[..., None]]:
-    """How the CUDA kernels are launched."""
+def form() -> Callable[..., backends.Backend]:
+    """The CUDA backend, launched in another way."""
     usable(KERNELS[0])
-    extension = backends.extension()[0]
-    if not hasattr(extension, "cuda_configure"):
-        pytest.skip("the compiled module has no CUDA kernels")
-    yield extension.cuda_configure
-    extension.cuda_configure()
+    if not ON_GPU:
+        pytest.skip("the kernels of the host know one way")
+    return backends.CudaBackend
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -102,24 +99,8 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-class Rule(NamedTuple):
-    ours: Callable[..., Any]
-    theirs: Callable[..., torch.optim.Optimizer]
-    options: dict[str, Any]
-
-
-RULES = {
-    "sgd": Rule(gp.GradPromSGD, torch.optim.SGD, {"weight_decay": 0.1}),
-    "momentum": Rule(gp.GradPromSGD, torch.optim.SGD, {"momentum": 0.9, "dampening": 0.3, "maximize": True}),
-    "nesterov": Rule(gp.GradPromSGD, torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
-    "adam": Rule(gp.GradPromAdam, torch.optim.Adam, {"weight_decay": 0.1, "maximize": True}),
-    "adamw": Rule(gp.GradPromAdamW, torch.optim.AdamW, {"weight_decay": 0.3}),
-    "amsgrad": Rule(gp.GradPromAdamW, torch.optim.AdamW, {"amsgrad": True}),
-}
-
-
 def optimizer(rule: str, params: Any, **kwargs: Any) -> Any:
-    return RULES[rule].ours(params, lr=0.05, **{**RULES[rule].options, **kwargs})
+    return CASES[rule].ours(params, lr=0.05, **{**CASES[rule].options, **kwargs})
 
 
 def feed(opt: Any, main: Sequence[Tensor | None], aux: Sequence[Sequence[Tensor | None]]) -> None:
@@ -253,9 +234,9 @@ class Case(NamedTuple):
 
 def first_states(rule: str, params: Sequence[Tensor], g: torch.Generator) -> list[dict[str, Tensor]]:
     """As after some steps: moments that matter, in the parameters' types."""
-    options = RULES[rule].options
+    options = CASES[rule].options
     names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * options.get("amsgrad", False)
-    if RULES[rule].ours is gp.GradPromSGD:
+    if CASES[rule].ours is gp.GradPromSGD:
         names = ["momentum_buffer"] if "momentum" in options else []
     states = []
     for p in params:
@@ -314,7 +295,7 @@ def case(kind: str, seed: int) -> Case:
     factor = 1.0 if clip is None else min(1.0, clip / (norm + 1e-6))
 
     wide = [nn.Parameter(p.to(torch.float64, copy=True)) for p in params]
-    other = RULES[rule].theirs(wide, lr=0.05, foreach=False, **RULES[rule].options)
+    other = CASES[rule].theirs(wide, lr=0.05, foreach=False, **CASES[rule].options)
     for p, c, state in zip(wide, combined, states, strict=True):
         p.grad = None if c is None else torch.from_numpy(np.array(c)) * factor
         if state and c is not None:
@@ -378,13 +359,12 @@ MIXED = (torch.float32, torch.float32, torch.bfloat16, torch.float64, torch.floa
 
 @pytest.mark.parametrize("granularity", ["global", "tensor"])
 @pytest.mark.parametrize("rule", RULES)
-def test_every_form_gives_the_same_bits(configure, rule, granularity):
+def test_every_form_gives_the_same_bits(form, rule, granularity):
     """One launch or one per stage, gradients on chip, some of them or none."""
     outcomes = []
     for options in ({}, {"cooperative": False}, {"max_shared_bytes": 0}, {"max_shared_bytes": 20_000}):
-        configure(**options)
         fed = Fed(rule, LARGE, dtypes=MIXED, num_aux=2, gate="soft", granularity=granularity, max_grad_norm=1.0,
-                  backend=KERNELS[0])  # fmt: skip
+                  backend=form(**options))  # fmt: skip
         for seed in range(3):
             fed.load(seed)
             fed.step()
@@ -393,11 +373,10 @@ def test_every_form_gives_the_same_bits(configure, rule, granularity):
 
 
 @pytest.mark.parametrize("blocks", [1, 7, 60])
-def test_the_number_of_blocks_moves_rounding_errors_only(configure, blocks):
+def test_the_number_of_blocks_moves_rounding_errors_only(form, blocks):
     outcomes = []
     for limit in (0, blocks):
-        configure(max_blocks=limit)
-        fed = Fed("adamw", [(MILLION + 1,), (300,)], num_aux=2, gate="soft", backend=KERNELS[0])
+        fed = Fed("adamw", [(MILLION + 1,), (300,)], num_aux=2, gate="soft", backend=form(max_blocks=limit))
         fed.step()
         outcomes.append((fed.opt.stats.packed, [p.detach() for p in fed.params]))
     torch.testing.assert_close(outcomes[1][0], outcomes[0][0], rtol=1e-12, atol=1e-14)
@@ -405,7 +384,7 @@ def test_the_number_of_blocks_moves_rounding_errors_only(configure, blocks):
 
 
 @pytest.mark.parametrize("granularity", ["global", "tensor"])
-@pytest.mark.parametrize("rule", ["momentum", "amsgrad"])
+@pytest.mark.parametrize("rule", ["sgd-momentum", "adamw-decay-amsgrad"])
 def test_bitwise_repeatable_over_fifty_runs(kernels, rule, granularity):
     fed = Fed(rule, LARGE, dtypes=MIXED, num_aux=2, gate="soft", granularity=granularity, max_grad_norm=1.0,
               backend=kernels)  # fmt: skip
@@ -428,10 +407,10 @@ def test_bitwise_repeatable_over_fifty_runs(kernels, rule, granularity):
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("sgd", {}),
-    "momentum, clipped": ("momentum", {"max_grad_norm": 0.5}),
-    "amsgrad, per tensor": ("amsgrad", {"granularity": "tensor", "nonfinite": "skip"}),
+    "momentum, clipped": ("sgd-momentum", {"max_grad_norm": 0.5}),
+    "amsgrad, per tensor": ("adamw-decay-amsgrad", {"granularity": "tensor", "nonfinite": "skip"}),
     "adamw, numbers on the device": ("adamw", {"capturable": True, "gate": "project"}),
-    "adam, a policy in Python": ("adam", {"gate": PythonPolicy(), "max_grad_norm": 0.5}),
+    "adam, a policy in Python": ("adam-decay", {"gate": PythonPolicy(), "max_grad_norm": 0.5}),
 }
 
 
@@ -501,15 +480,15 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize(
-    "variant", ["momentum", "adamw", "adam, clipped", "sgd, per tensor", "adam, a policy in Python"]
+    "variant", ["sgd-momentum", "adamw", "adam-decay, clipped", "sgd, per tensor", "adam-decay, a policy in Python"]
 )
 def test_a_graph_of_a_whole_training_step(backend, variant):
     """Forward, two backwards and the step, replayed: the batch changes and with it the gate, lr and lambda change, one
     batch is broken. Eager steps of the reference do the same."""
     kwargs = {
-        "adam, clipped": {"max_grad_norm": 0.05},
+        "adam-decay, clipped": {"max_grad_norm": 0.05},
         "sgd, per tensor": {"granularity": "tensor"},
-        "adam, a policy in Python": {"gate": PythonPolicy()},
+        "adam-decay, a policy in Python": {"gate": PythonPolicy()},
     }.get(variant, {})
     graphed, eager = (
         Training(variant.split(",")[0], capturable=True, aux_weight=0.7, backend=name, **kwargs)
@@ -541,7 +520,7 @@ def test_a_graph_of_a_whole_training_step(backend, variant):
 
 
 @pytest.mark.parametrize("master_weights", [False, True])
-@pytest.mark.parametrize("rule", ["nesterov", "amsgrad"])
+@pytest.mark.parametrize("rule", ["sgd-nesterov", "adamw-decay-amsgrad"])
 def test_a_graph_of_the_step_alone_gives_the_bits_of_eager_steps(kernels, rule, master_weights):
     """In every type, where a training in float64 leads the kernels along one path only."""
     shapes = [(MILLION + 3,), (17, 33), (5,), (), (700,)] * 2
@@ -571,8 +550,8 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_reach_into_a_graph(backend, name):
     """A scheduler writes into the learning rate that is a tensor, between replays; its twin has a plain number."""
-    graphed = Training("momentum", capturable=True, backend=backend)
-    eager = Training("momentum", backend="reference")
+    graphed = Training("sgd-momentum", capturable=True, backend=backend)
+    eager = Training("sgd-momentum", backend="reference")
     schedulers = [SCHEDULERS[name](training.opt) for training in (graphed, eager)]
     warm_up(graphed.step, 2)
     warm_up(eager.step, 2)
@@ -599,7 +578,7 @@ def test_schedulers_reach_into_a_graph(backend, name):
 def test_a_step_runs_on_the_current_stream(backend):
     """After what the stream did before, whatever other streams do. Tensors so small that the kernel's blocks find room
     beside the one that sleeps: those of a cooperative launch start together or not at all."""
-    fed, twin = (Fed("momentum", [(700,), (33, 17), (3,)], backend=name) for name in (backend, "reference"))
+    fed, twin = (Fed("sgd-momentum", [(700,), (33, 17), (3,)], backend=name) for name in (backend, "reference"))
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -625,7 +604,7 @@ def test_a_step_runs_on_the_current_stream(backend):
 
 @gpu_only
 def test_two_optimizers_on_two_streams(backend):
-    make = lambda: [Fed(rule, [(2 * MILLION + 1,), (900,)], backend=backend) for rule in ("momentum", "adamw")]  # noqa: E731
+    make = lambda: [Fed(rule, [(2 * MILLION + 1,), (900,)], backend=backend) for rule in ("sgd-momentum", "adamw")]  # noqa: E731
     serial, at_once = make(), make()
     streams = [torch.cuda.Stream() for _ in at_once]
     for stream in streams:
@@ -681,7 +660,7 @@ def check_one_gate(devices: Sequence[torch.device], granularity: str, backend: s
         main, aux = host.gradients(step)
         aux = [a + (1.0 if step % 2 else -1.0) * m for a, m in zip(aux, main, strict=True)]
         if step == 3:
-            aux[1][5] = float("nan")  # on one device; nobody steps
+            aux[1][5] = float("nan")  # on one device; no parameter moves
         arrived = []
         for grads in (main, aux):
             by_device = {
@@ -739,7 +718,7 @@ def test_a_gpu_that_is_not_the_current_one(second_gpu, backend):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("rule", ["momentum", "amsgrad"])
+@pytest.mark.parametrize("rule", ["sgd-momentum", "adamw-decay-amsgrad"])
 def test_nonfinite_in_the_very_last_element_of_a_large_model(backend, rule, value):
     fed = Fed(rule, [(20 * MILLION + 3,), (512, 512, 3, 3), (7 * MILLION,), (1001,)], backend=backend)
     fed.step()
@@ -804,7 +783,7 @@ def test_master_weights_follow_float32_training(backend, rule, dtype):
     shapes = [(20_001,), (33, 17), ()]
     fed = Fed(rule, shapes, dtypes=(dtype,), gate="always", aux_weight=0.5, master_weights=True, backend=backend)
     wide = [nn.Parameter(p.detach().float()) for p in fed.params]
-    other = RULES[rule].theirs(wide, lr=0.05, foreach=False, **RULES[rule].options)
+    other = CASES[rule].theirs(wide, lr=0.05, foreach=False, **CASES[rule].options)
     for group in (fed.opt.param_groups[0], other.param_groups[0]):
         group["lr"] = 1e-3
         if "eps" in group:
@@ -871,39 +850,3 @@ def test_a_compiled_training_step(kernels):
         step()
         torch.testing.assert_close(compiled.opt.stats.gate, plain.opt.stats.gate)
         torch.testing.assert_close(compiled.parameters(), plain.parameters(), rtol=1e-7, atol=1e-9)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# All of the library's semantics, on the real kernels
-
-
-# Hundreds of tests, of which nobody wants to read that they were skipped.
-if not ON_GPU or torch.cuda.is_available():
-    _semantics = mirror.tests_of(test_cuda_on_host)
-    _semantics.pop("test_a_captured_step_replays")  # speaks of the host's stand-in for CUDA graphs
-    # Triton compiles a kernel for each combination of types; under its interpreter, in CI, it goes through all of them.
-    _products_of_types = (
-        "test_every_pair_of_dtypes",
-        "test_gradients_in_other_types_than_the_parameters",
-        "test_any_model_gives_what_the_reference_gives",
-    )
-
-    class TestMirrorOfTheKernels(mirror.mirrored(_semantics, inner=KERNELS[0], device=DEVICE)):  # type: ignore[misc]
-        @pytest.fixture
-        def cuda_on_host(self) -> Iterator[Any]:
-            """What those tests call so is here the real one."""
-            extension = backends.extension()[0]
-            if not hasattr(extension, "cuda_configure"):
-                pytest.skip("the compiled module has no CUDA kernels")
-            yield extension
-            extension.cuda_configure()
-
-    TestMirrorOfTriton = mirror.mirrored(
-        {
-            name: test
-            for name, test in _semantics.items()
-            if name not in _products_of_types and "cuda_on_host" not in inspect.signature(test).parameters
-        },
-        inner="triton",
-        device=DEVICE,
-    )

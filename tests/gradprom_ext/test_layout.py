@@ -7,34 +7,9 @@ import torch
 
 import gradprom_ext as gp
 
+from .problems import channels_last, contiguous, misaligned, sliced, transposed
+
 SHAPE = (4, 6, 3, 5)
-
-
-def contiguous(t):
-    return t.clone()
-
-
-def channels_last(t):
-    return t.clone(memory_format=torch.channels_last)
-
-
-def transposed(t):
-    return t.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
-
-
-def sliced(t):
-    """Every other element of a larger buffer: not dense."""
-    buffer = torch.full((*t.shape[:-1], 2 * t.shape[-1]), 7.0, dtype=t.dtype)
-    view = buffer[..., ::2]
-    view.copy_(t)
-    return view
-
-
-def misaligned(t):
-    buffer = torch.empty(t.numel() + 1, dtype=t.dtype)
-    view = buffer[1:].view(t.shape)
-    view.copy_(t)
-    return view
 
 
 LAYOUTS = [contiguous, channels_last, transposed, sliced, misaligned]

@@ -9,11 +9,8 @@ import torch
 
 import gradprom_ext as gp
 
-from .test_layout import channels_last, sliced, transposed
-from .test_optim import CASES
-from .test_semantics import bits
+from .problems import CASES, HALF, bits, channels_last, sliced, transposed
 
-HALF = [torch.float16, torch.bfloat16]
 SHAPES = [(7, 5, 3, 3), (5,), (), (301,), (33, 17)]
 
 
@@ -38,6 +35,7 @@ def feed(opt, a, other, b, seed):
     other.step()
 
 
+@pytest.mark.slow_in_interpreter
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("case", CASES)
 def test_masters_follow_float32_training(backend, case, dtype):
@@ -52,6 +50,7 @@ def test_masters_follow_float32_training(backend, case, dtype):
         assert {t.dtype for t in state.values()} == {torch.float32}
 
 
+@pytest.mark.slow_in_interpreter
 def test_small_updates_add_up(backend):
     """A thousand updates of 1e-4 each vanish in bfloat16 without a master, whose last place at 1 is 0.0078."""
     results = []
@@ -116,7 +115,7 @@ def test_a_skipped_step_leaves_everything(backend):
     assert float(opt.skipped_steps) == 1
 
 
-def test_whoever_writes_to_a_parameter_writes_to_its_master(backend):
+def test_a_write_to_a_parameter_is_a_write_to_its_master(backend):
     opt, a, other, b = make("sgd-momentum", backend, torch.bfloat16)
     feed(opt, a, other, b, 0)
     kept = opt.state[a[0]]["master"].clone()

@@ -1,4 +1,5 @@
-"""The mirror that brings host tensors to another device, with clones in host memory as the other device."""
+"""The mirror that brings host tensors to another device, with clones in host memory as the other device. Every test of
+the library's semantics runs on such a mirror too (target ``mirror-of-cpu``)."""
 
 from __future__ import annotations
 
@@ -8,33 +9,11 @@ import torch
 import gradprom_ext as gp
 from gradprom_ext import backends
 
-from . import mirror, test_layout, test_optim, test_semantics
-from .test_semantics import bits
+from . import mirror
+from .problems import bits
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif("cpu" not in gp.available_backends(), reason="the compiled module is not built")
-
-# Beside layouts, aliases and neighbours: states that are created, moved, replaced and saved, skipped steps, and a plan
-# used by hand.
-OTHERS = (
-    test_semantics.test_one_cosine_over_all_groups_and_dtypes,
-    test_semantics.test_every_pair_of_dtypes,
-    test_semantics.test_nonfinite_skips_bit_for_bit,
-    test_semantics.test_missing_gradients_are_zero_and_missing_in_all_is_left_alone,
-    test_semantics.test_empty_scalar_and_no_tensors,
-    test_semantics.test_a_weight_of_zero_is_not_multiplied,
-    test_semantics.test_autograd_notices_the_update,
-    test_optim.test_learning_rate_as_a_tensor,
-    test_optim.test_state_dict_round_trip_mid_run_is_exact,
-    test_optim.test_parameters_that_move_or_are_recast_after_construction,
-    test_optim.test_deepcopy_and_pickle,
-    test_optim.test_state_tensors_replaced_behind_our_back,
-    test_optim.test_stats_of_earlier_steps_stay_what_they_were,
-)
-TestMirroredKernels = mirror.mirrored(
-    {**mirror.tests_of(test_layout), **{test.__name__: test for test in OTHERS}}, inner="cpu", device=CPU
-)
-TestMirroredReference = mirror.mirrored(mirror.tests_of(test_layout), inner="reference", device=CPU)
 
 
 def test_views_keep_their_place_and_their_neighbours():
@@ -97,9 +76,9 @@ class Witness:
         self.addresses: set[int] = set()
         self.missing, self.rejects = backends.CpuBackend().missing, backends.CpuBackend().rejects
 
-    def plan(self, rule, params, groups, states, num_aux, per_tensor):
-        plan = backends.CompiledPlan(rule, params, groups, states, num_aux, per_tensor)
-        bind = plan.bind_gradients
+    def plan(self, spec):
+        plan = backends.CpuBackend().plan(spec)
+        bind, params = plan.bind_gradients, spec.params
 
         def bind_and_spoil(main, aux):
             self.addresses |= {t.data_ptr() for t in (*params, *main, *aux[0])}
@@ -118,12 +97,11 @@ class Everything(gp.GatePolicy):
 
 
 @pytest.mark.parametrize("gate", [gp.HardGate(), Everything()])
-def test_the_work_is_done_on_the_copies(monkeypatch, gate):
+def test_the_work_is_done_on_the_copies(gate):
     witness, buffer = Witness(), torch.ones(5)
-    mirror.install(monkeypatch, mirror.Mirror(witness, CPU))
     param = torch.nn.Parameter(buffer[2:4])
     main, aux = torch.ones(2), torch.tensor([2.0, 1.0])
-    opt = gp.GradPromSGD([param], lr=0.5, momentum=0.5, gate=gate)
+    opt = gp.GradPromSGD([param], lr=0.5, momentum=0.5, gate=gate, backend=mirror.Mirror(witness, CPU))
     for _ in range(2):
         param.grad, opt.aux_grads = main, [[aux]]
         opt.step()
@@ -135,10 +113,11 @@ def test_the_work_is_done_on_the_copies(monkeypatch, gate):
     assert opt.stats.packed.device == CPU
 
 
-def test_skipped_steps_are_counted_where_the_test_looks(monkeypatch):
-    mirror.install(monkeypatch, mirror.Mirror(backends.CpuBackend(), CPU))
+def test_skipped_steps_are_counted_where_the_test_looks():
     param = torch.nn.Parameter(torch.ones(3))
-    opt = gp.GradPromAdam([param], lr=torch.tensor(0.5, dtype=torch.float64))
+    opt = gp.GradPromAdam(
+        [param], lr=torch.tensor(0.5, dtype=torch.float64), backend=mirror.Mirror(backends.CpuBackend(), CPU)
+    )
     for value in (1.0, float("nan"), float("inf")):
         before = bits(param)
         param.grad, opt.aux_grads = torch.full((3,), value), [[torch.ones(3)]]

@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 
 import gradprom_ext as gp
 from gradprom_ext import rules
+from gradprom_ext.plan import PlanSpec
 
 from . import oracle
-from .test_gate import problem
-
-FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-
-
-def bits(t: torch.Tensor) -> bytes:
-    return t.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
-
+from .problems import FLOATS, bits, problem
 
 # Scope of s ----------------------------------------------------------------------------------------------------------
 
@@ -80,6 +74,7 @@ def test_fp16_norms_do_not_overflow(backend):
     assert float(stats.cosine) == pytest.approx(1.0, abs=1e-15)
 
 
+@pytest.mark.slow_in_interpreter
 def test_bitwise_repeatable(backend):
     def run(threads: int) -> bytes:
         torch.set_num_threads(threads)
@@ -115,6 +110,27 @@ def test_cosine_does_not_depend_on_scale(backend, a, b):
     assert float(scaled.main_norm) == pytest.approx(sa * float(plain.main_norm), rel=1e-14)
 
 
+@pytest.mark.parametrize("scale", [1e160, 1e155])
+def test_squares_that_leave_float64_are_named(backend, scale):
+    """Finite float64 gradients longer than 1e154 are skipped as infinite ones are, and the message says why."""
+    p, g = torch.ones(3, dtype=torch.float64), torch.full((3,), scale, dtype=torch.float64)
+    assert bool(gp.gradprom_([p], [g], [torch.ones(3)], backend=backend).skipped)
+    with pytest.raises(
+        gp.NonFiniteGradientError, match=r"squared norm of main_grads leaves float64: .* longer than 1e154"
+    ):
+        gp.gradprom_([p], [g], [torch.ones(3)], nonfinite="raise", backend=backend)
+    with pytest.raises(gp.NonFiniteGradientError, match=r"squared norm of aux_grads\[0\] leaves float64"):
+        gp.gradient_stats([torch.ones(3)], [g], nonfinite="raise", backend=backend)
+    assert p.tolist() == [1.0] * 3
+
+
+def test_gradients_below_the_squares_of_float64_count_as_zero(backend):
+    tiny, one = torch.full((3,), 1e-170, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    stats = gp.gradient_stats([tiny], [one], backend=backend)
+    assert (float(stats.main_norm), float(stats.cosine), float(stats.gate)) == (0.0, 0.0, 1.0)
+    assert float(gp.gradient_stats([one * 1e150], [one * 1e-150], backend=backend).cosine) == pytest.approx(1.0)
+
+
 # A zero gradient -----------------------------------------------------------------------------------------------------
 
 
@@ -145,9 +161,10 @@ def test_closed_gate_selects(backend):
 
 
 def test_a_weight_of_zero_is_not_multiplied(backend):
-    """Underneath the gate, where nobody has looked for infinities: 0 * inf would be NaN."""
+    """Underneath the gate, where infinities have not been looked for: 0 * inf would be NaN."""
     p, main, aux = torch.zeros(1029), [torch.ones(1029)], [[torch.full((1029,), float("inf"))]]
-    plan = gp.backends.choose(backend, p.device, 1).plan(rules.SGD, [p], [0], [{}], 1, False)
+    spec = PlanSpec(rules.SGD, [p], [0], [{}], num_aux=1, per_tensor=False)
+    plan = gp.backends.choose(backend, p.device, 1).plan(spec)
     plan.bind_gradients(main, aux)
     plan.update([rules.Hyper(lr=1.0)], torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor(False))
     assert torch.equal(p, -torch.ones(1029))
@@ -294,6 +311,7 @@ def test_sizes_around_lanes_blocks_and_chunks(backend, n):
         np.testing.assert_allclose(oracle.to_numpy(p), oracle.to_numpy(b) - 0.5 * c, atol=2e-6)
 
 
+@pytest.mark.slow_in_interpreter
 def test_thousands_of_small_tensors(backend):
     params, main, aux = problem(1, seed=3, shapes=[(1 + i % 13,) for i in range(3000)])
     before = [p.clone() for p in params]

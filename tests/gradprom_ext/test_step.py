@@ -9,7 +9,7 @@ import torch
 import gradprom_ext as gp
 from gradprom_ext import _step, rules
 
-from .test_gate import HalfGate
+from .problems import HalfGate
 
 SHAPES = [(7, 5), (300,), (), (64,), (0,), (3, 3)]
 

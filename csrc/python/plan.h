@@ -1,0 +1,136 @@
+// A plan: the parameters and optimizer states of one device, bound to a scheduler. Everything whose memory may have
+// moved since the last step is read again at every step: a Python object stays the same while `.data = ...` gives it
+// other memory.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cuda/step.h"
+#include "gradprom/scheduler.h"
+#include "python/tensor_reader.h"
+
+namespace gradprom {
+
+// Settings, with numbers that may be tensors: those are looked at when a plan uses them.
+struct Group {
+  Hyper hyper;
+  py::object lr = py::none();  // None: hyper.lr has the number
+};
+
+struct GateSettings {
+  GateConfig config;
+  // A tensor of one element, or of one for each auxiliary; None: config.aux_weight has them.
+  py::object aux_weight = py::none();
+};
+
+class Plan {
+ public:
+  // `states[i]` is the optimizer's state dict of params[i]; state tensors are looked up in it by name.
+  Plan(Rule rule, const py::list& params, const std::vector<int>& groups, const py::list& states, int num_aux,
+       bool per_tensor, bool master_weights, const cuda::Options& cuda_options);
+
+  // Whether the plan was made for exactly these parameter objects and they are still on its device. Pointers and
+  // layouts are read again here.
+  bool matches(const py::list& params);
+
+  // Reads the gradients of this step. Nothing is written before every tensor has been checked.
+  void bind_gradients(const py::sequence& main, const py::sequence& aux);
+
+  // Looks at everything that is about to be written. Returns the indices of parameters that have a gradient but lack a
+  // state tensor their group's rule needs; when those have been made, this is to be called again.
+  std::vector<size_t> bind_states(const std::vector<Group>& groups);
+
+  // The three calls of the scheduler.
+  void step(const std::vector<Group>& groups, const GateSettings& gate, const py::object& stats,
+            const py::object& skipped_steps);
+  void gram(const py::object& out);
+  void update(const std::vector<Group>& groups, const py::object& weights, const py::object& skip);
+
+ private:
+  // A state tensor, and where in the state dict it comes from.
+  struct State {
+    py::object tensor;
+    std::vector<int64_t> strides;
+  };
+
+  // What an entry of the plan is made from. Strides are kept here, behind the pointers of the entry's operands.
+  struct Source {
+    py::object param;
+    py::object state;
+    // The parameter's layout as last seen, and the index space made from it.
+    std::vector<int64_t> shape, strides;
+    std::unique_ptr<IndexSpace> space;
+    bool negated = false;  // asked again when the parameter has moved; what is only measured need not be plain
+    std::vector<int64_t> param_strides;
+    std::array<std::vector<int64_t>, kMaxGrads> grad_strides;
+    std::array<State, kMaxStates + 1> states;  // the moments, then the master
+    py::object step;
+    // Keys and values of the state dict when its tensors were last looked up, in turn, and for how many moments: where
+    // they are the same objects, they need not be looked up again (but read again, all of them).
+    std::vector<PyObject*> seen;
+    int seen_moments = -1;
+
+    PyObject* find(const py::str& name) const { return PyDict_GetItem(state.ptr(), name.ptr()); }
+    bool same_objects(int moments) const;
+    void remember_objects(int moments);
+    TensorView view(const Entry& entry) const {
+      return {entry.param.data, entry.param.dtype, static_cast<int>(shape.size()), shape.data(), strides.data()};
+    }
+  };
+
+  static constexpr int kMaster = kMaxStates;
+  static TensorReader& reader() { return TensorReader::instance(); }
+
+  bool bind_param(size_t i);
+  void bind_gradient_list(const py::sequence& grads, int k);
+  bool bind_entry_states(size_t i);
+  bool find_entry_states(size_t i, int moments);
+  void bind_state(size_t i, int s, Operand& slot);
+  void bind_step(size_t i);
+  void bind_groups(const std::vector<Group>& groups);
+  void bind_gate(const GateSettings& gate);
+  void require_states(const std::vector<Group>& groups);
+
+  // Brings an operand up to date with a tensor of the entry's shape; returns whether anything about it was another.
+  template <class Name>
+  bool bind(size_t i, const Tensor& t, Operand& slot, std::vector<int64_t>& strides, Name&& name);
+  template <class Name>
+  void check_device(const Tensor& t, Name&& name) const;
+  bool on_device(const Tensor& t) const;
+
+  std::string param_name(size_t i) const { return "params[" + std::to_string(i) + "]"; }
+  std::string state_name(size_t i, int s) const;
+  std::string step_name(size_t i) const { return "state of " + param_name(i) + "['step']"; }
+
+  // `count` numbers from a tensor of so many elements, or of one for all: on this plan's device they are read when the
+  // step runs, in host memory they are read now.
+  std::vector<Scalar> scalar(const py::object& tensor, int count, const char* name) const;
+
+  // `tensor` as `count` doubles in the memory of this plan's device.
+  double* doubles(const py::object& tensor, int64_t count, const char* name) const;
+
+  Scheduler& scheduler();
+  void* stream() const;
+  Allocate allocator() const;
+
+  StepPlan plan_;
+  std::deque<Source> sources_;
+  std::vector<py::str> moment_names_;
+  py::str step_key_{"step"};
+  py::str master_key_{"master"};
+  std::vector<py::object> resolved_;  // memory made for gradients that were lazy views; lives until the next step
+  std::vector<int64_t> scratch_;
+  bool states_bound_ = false;
+  std::optional<DLDevice> device_;
+  cuda::Options cuda_options_;
+  std::unique_ptr<Scheduler> scheduler_;
+};
+
+}  // namespace gradprom

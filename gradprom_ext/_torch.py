@@ -1,0 +1,57 @@
+"""Every private name of PyTorch that this package uses, and what it is used for; tests/gradprom_ext/test_torch.py has a
+test for each, so that a release which drops or changes one is noticed by name."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import optimizer as _optimizer
+
+#: Raised by every in-place operation on a tensor (not by what is done to ``tensor.data``).
+version_of: Callable[[Tensor], int] = operator.attrgetter("_version")
+
+
+def is_watched(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a profiler or a hook wants to know of this optimizer's steps."""
+    return bool(
+        torch.autograd._profiler_enabled()
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _optimizer._global_optimizer_pre_hooks
+        or _optimizer._global_optimizer_post_hooks
+    )
+
+
+def watched(step: Callable[..., Any]) -> Callable[..., Any]:
+    """``step`` with calls to profilers and hooks around it."""
+    return torch.optim.Optimizer.profile_hook_step(step)  # type: ignore[arg-type]
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` between the graphs of ``torch.compile``, as torch.optim has its ``zero_grad``."""
+    return torch._disable_dynamo(function)
+
+
+def is_efficient_zero(tensor: Tensor) -> bool:
+    """Whether a tensor of zeros has no memory: ``torch._efficientzerotensor``, which forward-mode AD makes."""
+    return tensor._is_zerotensor()
+
+
+def is_functional(tensor: Tensor) -> bool:
+    """Whether a tensor stands for another one during functionalization."""
+    return torch._is_functional_tensor(tensor)
+
+
+def intercepts_operations(kind: type[Tensor]) -> bool:
+    """Whether a class of tensors handles every operation itself, as those of fake tensors and DTensor do: such a tensor
+    need not have memory of its own."""
+    return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def keep_busy(cycles: int) -> None:
+    """Lets the current CUDA stream wait for so many cycles."""
+    torch.cuda._sleep(cycles)

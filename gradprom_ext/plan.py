@@ -1,0 +1,137 @@
+"""What backends are handed: a *plan* of one device's parameters, and the *request* for one step of it."""
+
+from __future__ import annotations
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from ._extension import same_objects
+from .policy import GatePolicy
+from .rules import Hyper, Rule
+from .stats import GateStats
+
+__all__ = ["Gradients", "PlanBase", "PlanSpec", "StatesByName", "StepRequest"]
+
+Gradients = Sequence["Tensor | None"]
+
+
+@dataclass(frozen=True, eq=False)
+class PlanSpec:
+    """Parameters of one device and all that is fixed about stepping them.
+
+    :param groups: ``groups[i]`` is the index of params[i]'s hyper-parameters.
+    :param states: the optimizer's state dicts, one per parameter.
+    :param num_aux: number of auxiliary gradients.
+    :param per_tensor: one Gram matrix per parameter instead of one for all.
+    """
+
+    rule: Rule
+    params: list[Tensor]
+    groups: list[int]
+    states: list[dict[str, Any]]
+    num_aux: int
+    per_tensor: bool
+
+    @property
+    def rows(self) -> int:
+        """Number of Gram matrices."""
+        return len(self.params) if self.per_tensor else 1
+
+    def part(self, indices: Sequence[int]) -> PlanSpec:
+        """The plan of some of the parameters."""
+        pick = operator.itemgetter(*indices) if len(indices) > 1 else lambda items: (items[indices[0]],)
+        return PlanSpec(
+            self.rule,
+            list(pick(self.params)),
+            list(pick(self.groups)),
+            list(pick(self.states)),
+            self.num_aux,
+            self.per_tensor,
+        )
+
+
+class StepRequest(NamedTuple):
+    """What one step depends on beside the tensors.
+
+    :param hypers: one per parameter group; a tensor ``lr`` is on the plan's device or in host memory.
+    :param gate: one that the kernels have (:func:`gradprom_ext.policy.kernel_of`).
+    :param aux_weight: one lambda per auxiliary; a tensor of one or of as many on the plan's device is read when the
+        step runs, one in host memory now. The same holds for each ``Hyper.lr``.
+    :param max_grad_norm: of the combined gradient; ``None``: no clipping.
+    :param skipped_steps: float64 ``[]`` on the plan's device, raised by 1 where a gradient is not finite; or ``None``.
+    """
+
+    hypers: Sequence[Hyper]
+    gate: GatePolicy
+    aux_weight: tuple[float, ...] | Tensor
+    max_grad_norm: float | None
+    skipped_steps: Tensor | None
+
+
+class PlanBase(ABC):
+    """Parameters of one device and their optimizer states, ready to be stepped.
+
+    A plan belongs to fixed parameter *objects*. Their memory, and that of the states and gradients, may be another at
+    every step (``tensor.data = ...`` moves it under an object that stays the same), so none of it is remembered unread.
+
+    :cvar fused: whether :meth:`step` can gate on its own. Otherwise the caller takes the two halves, :meth:`gram` and
+        :meth:`update`, and decides in between, as it does for several devices and for policies written in Python.
+    """
+
+    fused: ClassVar[bool] = False
+
+    def __init__(self, spec: PlanSpec) -> None:
+        self.spec = spec
+        self._device = spec.params[0].device
+
+    def matches(self, params: list[Tensor]) -> bool:
+        """Whether these are the very parameter objects the plan was made for, still on its device."""
+        return same_objects(params, self.spec.params) and all(p.device == self._device for p in params)
+
+    @abstractmethod
+    def bind_gradients(self, main: Gradients, aux: Sequence[Gradients]) -> None:
+        """Hands over this step's gradients, one per parameter and loss. Checks everything, writes nothing.
+
+        A plan keeps addresses, not tensors: the caller keeps the gradients alive until the step is done.
+        """
+
+    @abstractmethod
+    def missing_states(self, hypers: Sequence[Hyper]) -> list[int]:
+        """Parameters that have a gradient but lack a state tensor."""
+
+    @abstractmethod
+    def gram(self) -> Tensor:
+        """Float64 ``[rows, K + 1, K + 1]``."""
+
+    @abstractmethod
+    def update(self, hypers: Sequence[Hyper], weights: Tensor, skipped: Tensor) -> None:
+        """Steps with ``weights`` float64 ``[rows, K + 1]`` unless ``skipped`` (bool ``[]``)."""
+
+    def step(self, request: StepRequest) -> GateStats:
+        """Gram matrix, gate and update in one go; only where :attr:`fused`."""
+        raise NotImplementedError(f"{type(self).__name__} is not fused")
+
+
+class StatesByName(PlanBase):
+    """A plan that looks its states up by name, in Python."""
+
+    @abstractmethod
+    def is_active(self, i: int) -> bool:
+        """Whether parameter ``i`` has a gradient; without any it is left alone."""
+
+    def missing_states(self, hypers: Sequence[Hyper]) -> list[int]:
+        """Parameters that have a gradient but lack a state tensor."""
+        states = self.spec.states
+        return [i for i, names in self.needed_states(hypers) if not all(name in states[i] for name in names)]
+
+    def needed_states(self, hypers: Sequence[Hyper]) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """What the update needs, for each parameter that has a gradient."""
+        spec = self.spec
+        for i, param in enumerate(spec.params):
+            if self.is_active(i):
+                yield i, spec.rule.state_names(hypers[spec.groups[i]], param)

@@ -1,0 +1,231 @@
+"""Memory that moves under a tensor that stays the same Python object: state tensors, parameters, gradients, numbers.
+
+PyTorch has many ways to do this (``.data = ...`` is what the widely copied ``optimizer_to`` does), and none of them
+moves ``Tensor._version``. A kernel that remembers an address would write to memory that is no longer the optimizer's.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import gradprom_ext as gp
+
+from .problems import HALF, bits, feed, twins
+from .test_master_weights import make as make_masters
+
+
+def assign_data(t: torch.Tensor) -> None:
+    t.data = t.data.clone()
+
+
+def copy_to_device(t: torch.Tensor) -> None:
+    t.data = t.data.to("cpu", copy=True)
+
+
+def set_storage(t: torch.Tensor) -> None:
+    with torch.no_grad():
+        t.set_(t.detach().clone())
+
+
+def swap(t: torch.Tensor) -> None:
+    torch.utils.swap_tensors(t, t.detach().clone())
+
+
+def share(t: torch.Tensor) -> None:
+    """What sending a tensor to another process does to the sender's."""
+    t.share_memory_()
+
+
+def offload(t: torch.Tensor) -> None:
+    """Free the memory, allocate other memory, bring the values back, as offloading and sharding do."""
+    values, storage = t.detach().clone(), t.untyped_storage()
+    size = storage.nbytes()
+    storage.resize_(0)
+    keep_busy.append(torch.full((max(size // 4, 1),), 7.0))  # takes the place that has become free
+    storage.resize_(size)
+    t.detach().copy_(values)
+
+
+def other_layout(t: torch.Tensor) -> None:
+    if t.ndim > 1:
+        t.data = t.data.transpose(0, -1).clone().transpose(0, -1)
+    else:
+        t.data = torch.stack([t.data, t.data], dim=-1)[..., 0] if t.ndim else t.data.clone()
+
+
+MOVES = [assign_data, copy_to_device, set_storage, swap, share, offload, other_layout]
+keep_busy: list[torch.Tensor] = []
+
+STATES = {
+    "sgd-momentum": ["momentum_buffer"],
+    "sgd-nesterov": ["momentum_buffer"],
+    "adam": ["exp_avg", "exp_avg_sq"],
+    "adamw-decay-amsgrad": ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("case", STATES)
+def test_moved_states(backend, case, move):
+    """Everything moves, one kind of tensor at a time; torch.optim, whose tensors stay, is the oracle."""
+    opt, a, other, b = twins(case, backend, shapes=[(7, 5), (), (301,)], aux_weight=0.7)
+    feed(opt, a, other, b, seed=0)
+    old = []
+    for seed, name in enumerate([*STATES[case], "step"], start=1):
+        for p in a:
+            tensor = opt.state[p][name]
+            if move not in (offload, swap):  # where the old memory is not free
+                old.append((tensor.detach().view_as(tensor), tensor.detach().clone()))
+            move(tensor)
+        feed(opt, a, other, b, seed=2 * seed)
+        feed(opt, a, other, b, seed=2 * seed + 1)
+    for p, q in zip(a, b, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-11)
+        for name in STATES[case]:
+            torch.testing.assert_close(opt.state[p][name], other.state[q][name], rtol=1e-10, atol=1e-11)
+        assert float(opt.state[p]["step"]) == 1 + 2 * (len(STATES[case]) + 1)
+    if move in (assign_data, copy_to_device):
+        for memory, values in old:
+            assert bits(memory) == bits(values), "the kernel went on writing to the old memory"
+
+
+def test_the_smallest_case(backend):
+    """``optimizer_to`` between the second and the third step of momentum SGD, by hand: 1, 1.9, 2.71, 3.439."""
+    p = torch.nn.Parameter(torch.zeros(1))
+    opt = gp.GradPromSGD([p], lr=0.1, momentum=0.9, backend=backend)
+    for step in range(4):
+        p.grad = torch.ones(1)
+        opt.step()
+        if step == 1:
+            for state in opt.state.values():
+                for value in state.values():
+                    value.data = value.data.clone()
+    assert float(opt.state[p]["momentum_buffer"]) == pytest.approx(3.439)
+
+
+@pytest.mark.parametrize("move", [assign_data, set_storage, share, offload, other_layout])
+def test_moved_parameters_and_gradients(backend, move):
+    opt, a, other, b = twins("adamw", backend, shapes=[(7, 5), (), (301,)], aux_weight=0.7)
+    feed(opt, a, other, b, seed=0)
+    for p in a:
+        move(p)
+    feed(opt, a, other, b, seed=1)
+    g = torch.Generator().manual_seed(2)
+    main, aux = ([torch.randn(p.shape, generator=g, dtype=p.dtype) for p in a] for _ in range(2))
+    for p, q, m, x in zip(a, b, main, aux, strict=True):
+        p.grad, q.grad = m.clone(), m + 0.7 * x * (sum((u * v).sum() for u, v in zip(main, aux, strict=True)) >= 0)
+    opt.aux_grads = [[x.clone() for x in aux]]
+    for _ in range(2):
+        for p, x in zip(a, opt.aux_grads[0], strict=True):
+            move(p.grad)
+            move(x)
+        opt.step()
+        other.step()
+    for p, q in zip(a, b, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-11)
+
+
+def test_moved_numbers(backend):
+    """The learning rate, lambda and the count of skipped steps may be tensors, too."""
+    p = torch.nn.Parameter(torch.zeros(3))
+    lr, aux_weight = torch.tensor(1.0), torch.tensor(1.0)
+    opt = gp.GradPromSGD([p], lr=lr, aux_weight=aux_weight, backend=backend)
+    for value in (1.0, 0.5, 0.25):
+        p.grad = torch.ones(3)
+        opt.aux_grads = [[torch.ones(3)]]
+        opt.step()
+        p.grad = torch.full((3,), float("nan"))
+        opt.step()
+        for number in (lr, aux_weight):
+            number.data = torch.tensor(value / 2)
+        opt.skipped_steps.data = opt.skipped_steps.data.clone()
+    # lr * (main + lambda * aux): 1 * (1 + 1), then with both at 0.5 and 0.25
+    assert p.tolist() == pytest.approx([-(2.0 + 0.5 * 1.5 + 0.25 * 1.25)] * 3)
+    assert float(opt.skipped_steps) == 3
+
+
+# Masters -------------------------------------------------------------------------------------------------------------
+
+
+def clamp(p):
+    p.data.clamp_(-0.25, 0.25)
+
+
+def copy_into(p):
+    p.data.copy_(torch.full_like(p, 0.5))
+
+
+def assign(p):
+    p.data = torch.full_like(p, -0.75)
+
+
+def fill_in_place(p):
+    with torch.no_grad():
+        p.fill_(2.0)
+
+
+def write_through_numpy(p):
+    p.detach().view(torch.int16).numpy()[...] = 0x3C00
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("write", [clamp, copy_into, assign, fill_in_place, write_through_numpy])
+def test_whatever_writes_to_a_parameter_writes_to_its_master(backend, write, dtype):
+    """The master follows where the parameter is no longer its rounded value, and keeps its finer value elsewhere."""
+    opt, a, _, _ = make_masters("sgd-momentum", backend, dtype)
+    for p in a:
+        p.grad = torch.full_like(p, 0.3)
+    opt.step()
+    masters = [opt.state[p]["master"].clone() for p in a]
+    for p in a:
+        write(p)
+    expected = []
+    for p, master in zip(a, masters, strict=True):
+        kept = torch.where(master.to(dtype) == p, master, p.detach().float())
+        buffer = 0.9 * opt.state[p]["momentum_buffer"] + (1 - 0.3) * (0.3 + 0.01 * kept)
+        expected.append(kept - 0.05 * buffer)
+        p.grad = torch.full_like(p, 0.3)
+    with torch.no_grad():
+        g = float(a[0].grad.float().flatten()[0])  # 0.3 in this type
+    opt.step()
+    for p, master, value in zip(a, masters, expected, strict=True):
+        torch.testing.assert_close(opt.state[p]["master"], value, rtol=1e-3, atol=abs(g - 0.3) + 1e-6)
+        assert bits(p) == bits(opt.state[p]["master"].to(dtype))
+        assert not torch.equal(opt.state[p]["master"], master)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_masters_keep_their_finer_values_and_nan_and_signs_of_zero_are_values(backend, dtype):
+    p = torch.nn.Parameter(torch.tensor([1.0, 0.0, float("nan"), float("inf"), -3.0]).to(dtype))
+    opt = gp.GradPromSGD([p], lr=0.0, master_weights=True, backend=backend)
+    p.grad = torch.zeros_like(p)
+    opt.step()
+    master = opt.state[p]["master"]
+    master[0] += 1e-5  # finer than the parameter can say
+    master[4] -= 1e-5
+    p.data[1] = -0.0
+    opt.step()
+    assert master[0] == torch.tensor(1.0) + 1e-5
+    assert master[4] == torch.tensor(-3.0) - 1e-5
+    assert torch.signbit(master[1])
+    assert torch.isnan(master[2])
+    assert torch.isinf(master[3])
+    assert torch.isnan(p[2])
+    assert bits(p[[0, 1, 3, 4]]) == bits(master[[0, 1, 3, 4]].to(dtype))
+
+
+def test_a_skipped_step_lets_no_master_follow(backend):
+    """Nothing changes, bit for bit; the next step that happens takes the written value over."""
+    p = torch.nn.Parameter(torch.ones(5, dtype=torch.bfloat16))
+    opt = gp.GradPromSGD([p], lr=1.0, master_weights=True, backend=backend)
+    p.grad = torch.zeros_like(p)
+    opt.step()
+    p.data.fill_(2.0)
+    p.grad = torch.full_like(p, float("nan"))
+    opt.step()
+    assert opt.state[p]["master"].tolist() == [1.0] * 5
+    p.grad = torch.ones_like(p)
+    opt.step()
+    assert opt.state[p]["master"].tolist() == p.tolist() == [1.0] * 5
+    assert float(opt.skipped_steps) == 1
