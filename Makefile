@@ -1,0 +1,37 @@
+# What contributors type; .ci/run does the same in a fresh environment.
+.PHONY: help install test lint types quick bench gpu clean
+
+help:
+	@echo "make install   build the kernels into this environment, with what the tests need"
+	@echo "make test      the whole suite"
+	@echo "make lint      formats and lint; make types: mypy and the stub of the compiled module"
+	@echo "make quick     the quick experiment on generated images"
+	@echo "make bench     the fused step beside PyTorch and the memory's own speed"
+	@echo "make gpu       build, tests, sanitizers and benchmark on this machine's GPU, into ./gpu-results"
+
+install:
+	pip install -e ".[test,dev]"
+
+test:
+	pytest
+
+lint:
+	ruff check .
+	ruff format --check .
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/**/*.h' 'tests/**/*.cpp' | xargs clang-format --dry-run --Werror
+
+types:
+	mypy
+	stubtest gradprom_ext._C --mypy-config-file pyproject.toml --allowlist .ci/stubtest_allowlist.txt
+
+quick:
+	python -m train.run --dataset covidct --source phantom
+
+bench:
+	python -m gradprom_ext.bench --rounds 31
+
+gpu:
+	bash benchmarks/gpu.sh gpu-results
+
+clean:
+	rm -rf build dist *.egg-info gradprom_ext/_C*.so
