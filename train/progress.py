@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from train.config import RunError
+from train.errors import RunError
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -99,9 +99,12 @@ def test_good(server: object, small_covidct: Path, tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["COVID-CT"]
 
 
-def test_load_fetches_once_into_the_data_root(server: object, tmp_path: Path, no_data_at_hand: Path) -> None:
+def test_load_fetches_once_into_the_data_root(
+    server: object, tmp_path: Path, no_data_at_hand: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "root"
-    assert load("covidct", root=root, source="auto", size=16).source == "real"
+    monkeypatch.setenv("GRADPROM_DATA", str(root))
+    assert load("covidct", source="auto", size=16).source == "real"
     server.shutdown()
     assert load("covidct", root=root, source="real", size=16).source == "real"
     assert (root / "COVID-CT" / IMAGES).is_dir()
