@@ -16,9 +16,10 @@ import gradprom_ext as gp
 from models import IP, VR
 from train import checkpoint
 from train.batches import Crops, Order, batches
-from train.config import RunConfig, RunError
+from train.config import RunConfig
 from train.data.base import ImageData
 from train.degradations import Degradation, stable_seed
+from train.errors import RunError
 from train.progress import Display, Stop
 from train.steps import Row, StepTable
 from train.strategies import STRATEGIES, Strategy, strategy_class
@@ -211,6 +212,7 @@ class Engine:
         :raises RunError: a file cannot be written.
         """
         self._read_back()
+        self.table.sync()  # the checkpoint reaches the disk at once, and must not be ahead of the step log there
         checkpoint.save(
             self.checkpoint,
             {"step": self.step, "seconds": self.seconds, "random": _random_state()}
@@ -220,9 +222,11 @@ class Engine:
     def resume(self) -> None:
         """Goes back to the checkpoint: what this engine does from here is what an uninterrupted run would have done.
 
-        :raises RunError: the checkpoint is damaged, or that of another run.
+        :raises RunError: the checkpoint is damaged, or that of another run; the step log does not lead up to it.
         """
         state = checkpoint.load(self.checkpoint, self.device)
+        if missing := [name for name in ("step", "seconds", "random") if name not in state]:
+            raise RunError(f"the checkpoint {self.checkpoint} is none of a run: it has no {', '.join(missing)}")
         checkpoint.restore(self.checkpoint, state, self._parts())
         _set_random_state(state["random"])
         self.step = state["step"]

@@ -12,10 +12,10 @@ from torch import nn
 
 from models import VR, UnknownNameError
 from train import engine as engine_file
-from train.config import RunError
 from train.data import ImageData, Subset
 from train.degradations import DEGRADATIONS, Gaussian
 from train.engine import Engine, course
+from train.errors import RunError
 from train.progress import Display, Stop
 from train.steps import COLUMNS, StepTable
 from train.strategies import STRATEGIES
