@@ -43,6 +43,7 @@ def introduction(engine: Engine, folder: Path) -> str:
     return "\n".join(
         (
             f"data: {source}, {len(data.train)} training and {len(data.test)} test images of {height} x {width} px",
+            *([] if data.folder is None else [f"data folder: {data.folder}"]),
             f"networks: {networks}",
             f"training: strategy {config.strategy}, preset {config.preset}, {engine.steps} steps "
             f"of {config.batch_size} crops of {config.crop} px, on {engine.device.type}",

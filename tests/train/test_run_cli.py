@@ -54,6 +54,7 @@ def test_a_run(strategy, capsys):
     folder = Path(f"runs/tiny-denoise-{strategy}-s0-PHANTOM")
     files = {
         "config.json",
+        "data.json",
         "steps.csv",
         "metrics.json",
         "checkpoint.pt",
@@ -102,7 +103,7 @@ def test_the_run_folder_tells_all(capsys):
     checkpoint = torch.load("here/checkpoint.pt", weights_only=True)
     assert checkpoint["step"] == 2
     with safe_open("here/weights.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["config"]) == settings
+        assert json.loads(file.metadata()["config"]) == settings | {"out": None}
         assert {name.split(".")[0] for name in file.keys()} == {"ip", "vr"}  # noqa: SIM118 (it is no dict)
         assert torch.equal(file.get_tensor("ip.tail.weight"), checkpoint["ip"]["tail.weight"])
 
