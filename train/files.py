@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import datetime
@@ -14,10 +16,17 @@ from typing import IO, Any
 
 from train.errors import RunError, reason
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 LOCK = "run.lock"
 
 # A look at a lock holds it for an instant, which must not make an attempt in earnest fail.
 _PATIENCE, _PAUSE = 1.0, 0.05  # seconds
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+_held: set[int] = set()  # descriptors of the locks of this process
 
 
 @contextlib.contextmanager
@@ -95,63 +104,85 @@ def expanded(path: str | os.PathLike[str], what: str) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """Keeps every other process out of a run's folder while the block runs.
 
-    The lock is the operating system's (``flock``) and ends with the process, however that ends, so none is ever stale;
-    where a file system has no such locks (some network drives), filelock falls back to the mere existence of the file.
-    ``run.lock`` says who holds it and disappears with the lock; a killed process leaves the file, but not the lock.
+    The lock is the operating system's (``flock``) and ends with the process, however that ends, so none is ever stale,
+    on network drives neither (Linux passes it on to the NFS server). ``run.lock`` says who holds it and disappears with
+    the lock; a killed process leaves the file, but not the lock. Where there is no such lock (Windows, some network
+    drives), the run goes on without.
 
     :raises RunError: another process holds the folder, or it cannot be written; the message names it.
     """
     path = folder / LOCK
-    lock = _acquired(path, _PATIENCE)
-    if lock is None:
-        raise RunError(f"{folder} is at work in another process{_holder(path)}; wait until it is done, or stop it")
     try:
-        yield
-    finally:
-        # Removed while it is held: a process that opened the old file finds that it has no name, and tries again.
-        with contextlib.suppress(OSError):
-            path.unlink()
-        lock.release()
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether another process is at work in a run's folder. In doubt (it cannot be looked at): no."""
-    path = folder / LOCK
-    try:
-        if not path.exists():
-            return False
-        lock = _acquired(path, 0)
-    except (OSError, RunError):
-        return False
-    if lock is None:
-        return True
-    lock.release()
-    return False
-
-
-def _acquired(path: Path, timeout: float) -> Any:
-    """The lock, held; ``None`` where another process holds it.
-
-    :raises RunError: the file cannot be written.
-    """
-    from filelock import FileLock, SoftFileLock, Timeout
-
-    lock = FileLock(path, timeout=timeout, poll_interval=_PAUSE)
-    try:
-        lock.acquire()
-    except Timeout:
-        return None
+        descriptor = _acquired(path, os.O_RDWR | os.O_CREAT, _PATIENCE)
     except OSError as error:
-        raise RunError(f"the run folder {path.parent} cannot be written: {reason(error)}") from error
-    if timeout and not isinstance(lock, SoftFileLock):  # which has written the like already
+        raise RunError(f"the run folder {folder} cannot be written: {reason(error)}") from error
+    if descriptor is None:
+        raise RunError(f"{folder} is at work in another process{_holder(path)}; wait until it is done, or stop it")
+    _held.add(descriptor)
+    try:
         holder = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": datetime.now().astimezone().isoformat(timespec="seconds"),
         }
         with contextlib.suppress(OSError):  # a full disk; the lock holds all the same
-            path.write_text(json.dumps(holder) + "\n")
-    return lock
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps(holder).encode() + b"\n")
+        yield
+    finally:
+        # Removed while it is held: a process that opened the old file finds that it has no name, and tries again.
+        with contextlib.suppress(OSError):
+            path.unlink()
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process is at work in a run's folder. In doubt (it cannot be looked at): no."""
+    try:
+        descriptor = _acquired(folder / LOCK, os.O_RDWR, 0)
+    except OSError:
+        return False
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is None
+
+
+def _acquired(path: Path, flags: int, patience: float) -> int | None:
+    """The descriptor of the lock file, locked until it is closed; ``None`` where another process holds the lock.
+
+    :raises OSError: the file cannot be opened.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(_PAUSE)
+            continue
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                raise
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # the process that held it has just removed it
+
+
+def _leave_to_parent() -> None:
+    """A forked process (one that prepares batches, say) may outlive its parent, and the lock must not."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _holder(path: Path) -> str:
