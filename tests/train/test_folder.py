@@ -133,6 +133,7 @@ class TestOwnership:
         folder = tmp_path / "runs" / "long"
         # The worker outlives its killed parent for a while, and must not keep the lock alive.
         process = start(*arguments(out=folder, epochs=100_000, num_workers=1, checkpoint_every=1), cwd=tmp_path)
+        others: list[subprocess.Popen[str]] = []
         try:
             wait_for_steps(folder, process, 2)
             others = [
@@ -147,8 +148,9 @@ class TestOwnership:
             assert is_locked(folder)
             assert process.poll() is None, "it was not disturbed"
         finally:
-            process.kill()
-            process.wait()
+            for each in (*others, process):
+                each.kill()
+                each.wait()
         assert (folder / LOCK).exists()
         assert not is_locked(folder), "a lock does not outlive its process"
         with locked(folder):
