@@ -100,6 +100,8 @@ def _find_or_fetch(
     try:
         dataset.download(target, progress=progress)
     except DataUnavailableError as error:
+        if (path := _find(dataset, places[0])) is not None:
+            return path  # of two runs that started together, the other one was first
         searched = ", ".join(str(place) for place in ([formerly] if formerly else []) + places)
         raise DataUnavailableError(
             f"{dataset.title} is not in {searched}, and could not be downloaded: {error}. "
