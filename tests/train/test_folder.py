@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -475,15 +474,27 @@ class TestPermissions:
             (["--resume", "read-only"], "the run folder read-only cannot be written: Permission denied"),
             (["--resume", "secret"], "secret/steps.csv cannot be read: Permission denied"),
         ]
-        for at in range(0, len(cases), 2):  # two at a time: each takes a second or two to import everything
-            pair = cases[at : at + 2]
-            running = [start(*args, cwd=tmp_path, preexec_fn=without_privileges) for args, _ in pair]
-            for process, (_, message) in zip(running, pair, strict=True):
-                line = one_line(process)
-                assert message in line and ("Permission denied" in line)
-        finished = start("--resume", "run", cwd=tmp_path, preexec_fn=without_privileges)
-        out, err = finished.communicate(timeout=120)
-        assert finished.returncode == 0 and "nothing to continue" in out, err  # which needs no permission to write
+        cases.append((["--resume", "run"], ""))  # finished: shown without a permission to write
+        # All in one process, which takes seconds to start.
+        code = """if True:
+            import contextlib, io, json, sys
+            import tests.train.tiny
+            from train.run import main
+
+            results = []
+            for args in json.loads(sys.argv[1]):
+                with contextlib.redirect_stderr(io.StringIO()) as err:
+                    results.append((main(args), err.getvalue()))
+            print(json.dumps(results))
+        """
+        process = start(json.dumps([args for args, _ in cases]), code=code, cwd=tmp_path, preexec_fn=without_privileges)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        *results, finished = json.loads(out.splitlines()[-1])
+        for (status, shown), (_, message) in zip(results, cases[:-1], strict=True):
+            assert status == 2 and shown.startswith("Error: ") and len(shown.splitlines()) == 1
+            assert message in shown and "Permission denied" in shown
+        assert finished == [0, ""] and "nothing to continue" in out
 
 
 def test_a_user_without_a_home(tmp_path):
@@ -527,13 +538,3 @@ def test_files_for_others_hold_no_path_of_the_machine(small_covidct, tmp_path, m
     files = contents(home / "run")
     assert secret in files.pop("config.json").decode()  # the run's own
     assert [name for name, content in files.items() if secret.encode() in content] == []
-
-
-def test_interrupt_leaves_no_lock(tmp_path):
-    folder = tmp_path / "run"
-    process = start(*arguments(out=folder, epochs=100_000), cwd=tmp_path)
-    wait_for_steps(folder, process, 2)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert not (folder / LOCK).exists()
