@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
+from train.text import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -29,6 +31,9 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    # Names are shown as they are, whatever the user's own style: a dollar or an underscore in one begins no formula.
+    "text.parse_math": False,
+    "text.usetex": False,
 }
 _DPI = 160
 
@@ -45,7 +50,8 @@ def save_panel(
 ) -> None:
     """One row per example: clean, degraded, enhanced, and the absolute error of the enhanced image.
 
-    Images are clamped to [0, 1], shown, and captioned with the PSNR of what is shown.
+    Images are clamped to [0, 1], shown, and captioned with the PSNR of what is shown; pixels that are NaN are
+    left blank.
 
     :param path: the PNG file.
     :param clean: ``float32 [N, C, H, W]`` in [0, 1], C 1 or 3, N > 0.
@@ -59,14 +65,15 @@ def save_panel(
     """
     from matplotlib import colormaps, rc_context
 
-    from train.metrics import image_quality
+    from train.metrics import image_quality, psnr_caption
 
     with rc_context(_STYLE):
         columns = {"clean": clean, "degraded": degraded, "enhanced": enhanced}
         captions = {name: image_quality(images, clean).psnr.tolist() for name, images in columns.items()}
-        error = (enhanced.cpu().clamp(0, 1) - clean.cpu()).abs().mean(1).numpy()
+        error = (enhanced.detach().cpu().clamp(0, 1) - clean.detach().cpu()).abs().mean(1).numpy()
         # One scale for all rows. A few pixels may exceed it: a single outlier should not turn the rest black.
-        worst = max(float(np.quantile(error, 0.998)), 0.02)
+        worst = float(np.quantile(error[np.isfinite(error)], 0.998)) if np.isfinite(error).any() else 0.0
+        worst = max(worst, 0.02)
 
         rows, side, top, bottom, left, right = len(clean), 2.0, 0.78, 0.1, 0.45, 0.62  # inches
         gap_x, gap_y = 0.06, 0.27
@@ -85,12 +92,11 @@ def save_panel(
             for column, (name, images) in enumerate(columns.items()):
                 axes = axes_at(row, column)
                 axes.imshow(_shown(images[row]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-                psnr = captions[name][row]
-                axes.set_xlabel("" if name == "clean" else f"PSNR {psnr:.2f} dB", labelpad=3)
+                axes.set_xlabel("" if name == "clean" else psnr_caption(captions[name][row]), labelpad=3)
                 if row == 0:
                     axes.set_title(name, fontsize=10, fontweight="bold", pad=5)
                 if column == 0 and labels:
-                    axes.set_ylabel(labels[row], fontsize=9, labelpad=4)
+                    axes.set_ylabel(printable(labels[row]), fontsize=9, labelpad=4)
             axes = axes_at(row, 3)
             heat = axes.imshow(error[row], cmap=colormaps["inferno"], vmin=0, vmax=worst, interpolation="nearest")
             axes.set_xlabel(f"mean error {error[row].mean():.3f}", labelpad=3)
@@ -206,7 +212,7 @@ def _figure(width: float, height: float) -> Figure:
 def _title(figure: Figure, title: str, source: str, *, left: float) -> None:
     """Two lines at the top: the title, and what data it is about. ``left`` in inches."""
     width, height = figure.get_size_inches()
-    figure.text(left / width, 1 - 0.13 / height, title, fontsize=11.5, fontweight="bold", va="top")
+    figure.text(left / width, 1 - 0.13 / height, printable(title), fontsize=11.5, fontweight="bold", va="top")
     phantom = source == "phantom"
     figure.text(
         left / width,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
-import shlex
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -30,14 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :returns: the exit status: 0, 2 (an error of the user's, explained on stderr) or 130 (interrupted).
     """
+    from train.text import printable
+
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name with a letter that the terminal lacks is no crash
     try:
         return run(parse(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
     except RunError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {printable(str(error))}", file=sys.stderr)
         return USER_ERROR
 
 
@@ -54,8 +60,9 @@ def run(config: RunConfig) -> int:
     from train.folder import free_folder, make_folder, read_metrics, write_config
     from train.progress import Display, stop_on_signal
     from train.report import introduction, run_name, summary
+    from train.text import printable, shell_word
 
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)  # names are data: nothing in them is for the console
     degrade = look_up_names(config)
     device = choose_device(config.device)
     data = load_data(config, progress=console.is_terminal)
@@ -63,8 +70,8 @@ def run(config: RunConfig) -> int:
         assert config.out is not None  # parse() has put the run's folder there
         folder = config.out
         if metrics := read_metrics(folder):
-            console.print(f"{folder} is finished, there is nothing to continue:")
-            console.print(summary(metrics, folder))
+            console.print(f"{printable(str(folder))} is finished, there is nothing to continue:", soft_wrap=True)
+            console.print(summary(metrics, folder), soft_wrap=True)
             return 0
     else:
         folder = free_folder(config.out, run_name(config, data))
@@ -79,15 +86,15 @@ def run(config: RunConfig) -> int:
     else:
         make_folder(folder)
         write_config(folder, config)
-    console.print(introduction(engine, folder), highlight=False, soft_wrap=True)
-    go_on = f"python -m train.run --resume {shlex.quote(str(folder))}"
+    console.print(introduction(engine, folder), soft_wrap=True)
+    go_on = f"python -m train.run --resume {shell_word(folder)}"
     with stop_on_signal() as stop:
         finished = engine.train(display, stop)
     if not finished:
         console.print(f"Stopped after step {engine.step} of {engine.steps}. To go on:\n  {go_on}", soft_wrap=True)
         return INTERRUPTED
     try:
-        console.print(summary(finish(engine, folder), folder))
+        console.print(summary(finish(engine, folder), folder), soft_wrap=True)
     except KeyboardInterrupt:
         console.print(f"Stopped before the evaluation was done. To go on:\n  {go_on}", soft_wrap=True)
         return INTERRUPTED
@@ -190,7 +197,8 @@ def draw(engine: Engine, evaluation: Evaluation, folder: Path) -> None:
     def diagnosis(row: int) -> str:
         return "" if labels is None else f"{data.class_names[labels[row]]}, "
 
-    ranking = evaluation.quality_enhanced.psnr.argsort()
+    # An image of NaN is the worst one; where scores are equal, as at the cap, the order is that of the data set.
+    ranking = evaluation.quality_enhanced.psnr.nan_to_num(nan=-math.inf).argsort(stable=True)
     shown = {f"{percent}th percentile": int(ranking[percent * (len(ranking) - 1) // 100]) for percent in (10, 50, 90)}
     rows = list(shown.values())
     save_panel(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.figure
+import matplotlib.text
 import numpy as np
 import pytest
 import torch
@@ -66,8 +68,28 @@ class TestPanel:
         images = batch(n=1)
         images |= {"clean": torch.ones_like(images["clean"]), "enhanced": images["enhanced"] + 5}
         save_panel(tmp_path / "panel.png", **images, title="t", source="real")
-        assert "PSNR inf dB" in texts(drawn[0])
+        assert "PSNR ≥ 60 dB" in texts(drawn[0])
         assert "mean error 0.000" in texts(drawn[0])
+
+    @pytest.mark.parametrize("spoiled", [slice(0, 1), slice(None)])
+    def test_nan_is_said(self, tmp_path: Path, drawn: list, spoiled: slice) -> None:
+        images = batch(n=2)
+        images["enhanced"][spoiled] = math.nan
+        save_panel(tmp_path / "panel.png", **images, title="t", source="real")
+        assert texts(drawn[0]).count("PSNR undefined: NaN") == len(images["enhanced"][spoiled])
+        assert not any("nan dB" in text or "mean error nan" in text for text in texts(drawn[0]))
+
+    def test_names_are_no_formulas(self, tmp_path: Path, drawn: list) -> None:
+        r"""``$\frac$`` would not even be drawn; a user's own style may ask for LaTeX."""
+        names = [r"a$b_c^d$", r"$\frac$", "two\nlines \udcff"]
+        with matplotlib.rc_context({"text.usetex": True, "text.parse_math": True}):
+            save_panel(tmp_path / "panel.png", **batch(), title=names[1], source="real", labels=names)
+            save_gate(tmp_path / "g.png", step=[1, 2], cosine=[0.1, 0.2], gate=[1, 1], title=names[2], source="real")
+        panel, gate = (texts(figure) for figure in drawn)
+        assert {*names[:2], r"two\nlines \xff"} <= set(panel)
+        assert r"two\nlines \xff" in gate
+        every = [text for figure in drawn for text in figure.findobj(matplotlib.text.Text)]
+        assert not any(text.get_parse_math() or text.get_usetex() for text in every)
 
     def test_other_shapes_are_refused(self, tmp_path: Path) -> None:
         images = batch()
