@@ -99,7 +99,8 @@ def save_panel(
                     axes.set_ylabel(printable(labels[row]), fontsize=9, labelpad=4)
             axes = axes_at(row, 3)
             heat = axes.imshow(error[row], cmap=colormaps["inferno"], vmin=0, vmax=worst, interpolation="nearest")
-            axes.set_xlabel(f"mean error {error[row].mean():.3f}", labelpad=3)
+            mean = error[row].mean()
+            axes.set_xlabel(f"mean error {mean:.3f}" if np.isfinite(mean) else "mean error undefined: NaN", labelpad=3)
             if row == 0:
                 axes.set_title("|enhanced \N{MINUS SIGN} clean|", fontsize=10, fontweight="bold", pad=5)
             x = left + 4 * (side + gap_x) + 0.02
