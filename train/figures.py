@@ -6,6 +6,7 @@ Each function takes arrays and writes one PNG file, whole or not at all.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +37,7 @@ _STYLE: dict[Any, Any] = {
     "text.usetex": False,
 }
 _DPI = 160
+_LABEL = 26  # characters beside an image, and no more: the next row has a label of its own
 
 
 def save_panel(
@@ -75,7 +77,9 @@ def save_panel(
         worst = float(np.quantile(error[np.isfinite(error)], 0.998)) if np.isfinite(error).any() else 0.0
         worst = max(worst, 0.02)
 
-        rows, side, top, bottom, left, right = len(clean), 2.0, 0.78, 0.1, 0.45, 0.62  # inches
+        said = [textwrap.fill(printable(label), _LABEL) for label in labels]
+        lines = max((label.count("\n") + 1 for label in said), default=1)
+        rows, side, top, bottom, left, right = len(clean), 2.0, 0.78, 0.1, 0.3 + 0.15 * lines, 0.62  # inches
         gap_x, gap_y = 0.06, 0.27
         width = left + 4 * side + 3 * gap_x + right
         height = top + rows * (side + gap_y) + bottom
@@ -95,8 +99,8 @@ def save_panel(
                 axes.set_xlabel("" if name == "clean" else psnr_caption(captions[name][row]), labelpad=3)
                 if row == 0:
                     axes.set_title(name, fontsize=10, fontweight="bold", pad=5)
-                if column == 0 and labels:
-                    axes.set_ylabel(printable(labels[row]), fontsize=9, labelpad=4)
+                if column == 0 and said:
+                    axes.set_ylabel(said[row], fontsize=9, labelpad=4)
             axes = axes_at(row, 3)
             heat = axes.imshow(error[row], cmap=colormaps["inferno"], vmin=0, vmax=worst, interpolation="nearest")
             mean = error[row].mean()
@@ -124,7 +128,8 @@ def save_gate(
 ) -> None:
     """Cosine between the main and the auxiliary gradient, and the gate's weight, over the steps of a run.
 
-    Every step is a dot, in the colour of its gate; lines are running means over a fiftieth of the run.
+    Every step is a dot, in the colour of its gate, the larger the fewer there are; lines are running means over a
+    fiftieth of the run. Under 100 steps that would be the steps themselves: then there is no line over the dots.
 
     :param path: the PNG file.
     :param step: step numbers ``[T]``.
@@ -137,6 +142,8 @@ def save_gate(
     :raises RunError: the file cannot be written.
     """
     from matplotlib import rc_context
+    from matplotlib.collections import PathCollection
+    from matplotlib.ticker import MaxNLocator
 
     steps = np.asarray(step)
     cosines = np.full(len(steps), np.nan) if cosine is None else np.asarray(cosine, dtype=float)
@@ -159,22 +166,26 @@ def save_gate(
             1,
             sharex=True,
             height_ratios=(2.6, 1),
-            gridspec_kw={"hspace": 0.12, "top": 0.83, "bottom": 0.1, "left": 0.1, "right": 0.98},
+            gridspec_kw={"hspace": 0.12, "top": 0.83, "bottom": 0.1, "left": 0.13, "right": 0.98},
         )
         window = max(1, len(steps) // 50)
+        size, alpha = np.clip(2000 / len(steps), 7, 30), np.clip(80 / len(steps), 0.35, 0.9)
         opened = weights > 0
         for chosen, colour, name in ((opened, _OPEN, "gate open"), (~opened, _CLOSED, "gate closed")):
             above.scatter(
                 steps[chosen],
                 cosines[chosen],
-                s=7,
-                alpha=0.35,
+                s=size,
+                alpha=alpha,
+                zorder=3 if len(steps) < 500 else 1,  # under the line once they are a cloud
                 color=colour,
                 linewidths=0,
                 label=f"{name} ({chosen.mean():.1%} of steps)",
             )
         above.axhline(0, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        above.plot(steps, _running_mean(cosines, window), color=_INK, linewidth=1.6, label=f"mean of {window} steps")
+        if window > 1:
+            means = _running_mean(cosines, window)
+            above.plot(steps, means, color=_INK, linewidth=1.6, label=f"mean of {window} steps")
         above.set(ylabel="cosine of main and\nauxiliary gradient")
         legend = above.legend(
             loc="lower center",
@@ -183,15 +194,21 @@ def save_gate(
             frameon=False,
             fontsize=8,
             handletextpad=0.3,
-            markerscale=2.2,
         )
         for handle in legend.legend_handles:
             handle.set_alpha(1)
+            if isinstance(handle, PathCollection):
+                handle.set_sizes([34])
         share = _running_mean(weights, window)
-        below.fill_between(steps, share, step="mid", color=_OPEN, alpha=0.18, linewidth=0)
-        below.plot(steps, share, color=_OPEN, linewidth=1.4, drawstyle="steps-mid")
-        below.set(ylabel="gate weight\n(running mean)", ylim=(0, 1.04), yticks=(0, 0.5, 1), xlabel="step")
-        below.margins(x=0.01)
+        # Each step is half a step wide to both sides, the first and the last one too.
+        edges = np.concatenate([steps[:1] - 0.5, (steps[1:] + steps[:-1]) / 2, steps[-1:] + 0.5])
+        below.stairs(share, edges, fill=True, color=_OPEN, alpha=0.18, linewidth=0)
+        below.stairs(share, edges, color=_OPEN, linewidth=1.4)
+        mean = "\n(running mean)" if window > 1 else ""
+        below.set(ylabel=f"gate weight{mean}", ylim=(0, 1.04), yticks=(0, 0.5, 1), xlabel="step")
+        margin = 0.01 * (edges[-1] - edges[0])
+        below.set_xlim(edges[0] - margin, edges[-1] + margin)
+        below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         for axes in (above, below):
             axes.grid(axis="y", color=_FAINT, alpha=0.22, linewidth=0.6)
             axes.set_axisbelow(True)
