@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -109,13 +110,16 @@ class Display:
         if not self.console.is_terminal:
             return contextlib.nullcontext()
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
+        whole = partial(Column, no_wrap=True)
         return Progress(
-            TextColumn("{task.description}", style="bold", markup=False),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}", markup=False),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", style="bold", markup=False, table_column=whole()),
+            BarColumn(bar_width=20, table_column=whole()),
+            MofNCompleteColumn(table_column=whole()),
+            # The one that takes more lines where the terminal is narrow; columns are cut off otherwise.
+            TextColumn("{task.fields[told]}", markup=False, table_column=Column()),
+            TimeRemainingColumn(table_column=whole()),
             console=self.console,
         )
 
