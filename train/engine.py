@@ -270,29 +270,27 @@ def rehearse(
     :param strategy: one for this purpose alone, as its networks and optimizers are moved.
     :raises RunError: a step or the evaluation fails; the message names the settings.
     """
-    on = [device] if device.type == "cuda" else []
     networks = f"--ip {config.ip}" + ("" if strategy.vr is None else f" and --vr {config.vr}")
     height, width = data.size
     what, hint = "", ""
     try:
-        with torch.random.fork_rng(devices=on):
-            for phase, steps in phases.items():
-                what = f"a step with --batch-size {config.batch_size} and --crop {config.crop} (task {config.task})"
-                hint = "a larger --batch-size or --crop"
-                strategy.enter(phase)
-                images = len(crops.subset)
-                order = Order(phase, images=images, batch_size=config.batch_size, steps=min(steps, 1), seed=config.seed)
-                for keys in order:
-                    step_of(strategy, phase)(crops.__getitems__(keys).to(device))
-            what, hint = f"the evaluation of an image of {height} x {width} px", "another --size"
-            vr = None if strategy.vr is None else strategy.vr.network
-            evaluate(strategy.ip.network, vr, _first(data.test), crops.degrade, device=device)
+        for phase, steps in phases.items():
+            what = f"a step with --batch-size {config.batch_size} and --crop {config.crop} (task {config.task})"
+            hint = "a larger --batch-size or --crop"
+            strategy.enter(phase)
+            images = len(crops.subset)
+            order = Order(phase, images=images, batch_size=config.batch_size, steps=min(steps, 1), seed=config.seed)
+            for keys in order:
+                step_of(strategy, phase)(crops.__getitems__(keys).to(device))
+        what, hint = f"the evaluation of an image of {height} x {width} px", "another --size"
+        vr = None if strategy.vr is None else strategy.vr.network
+        evaluate(strategy.ip.network, vr, _first(data.test), crops.degrade, device=device)
     except (ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
             hint = "a smaller --batch-size or --crop"
         raise RunError(
-            f"{what} does not work with {networks}: {reason}. Nothing was made; give {hint}, or other networks"
+            f"{what} does not work with {networks}: {reason}. Nothing was written; give {hint}, or other networks"
         ) from error
 
 
