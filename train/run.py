@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import getpass
+import io
 import logging
+import math
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -33,19 +34,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :returns: the exit status: 0, 2 (an error of the user's, explained on stderr) or 130 (interrupted).
     """
+    from train.text import printable
+
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     give_user_a_name()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name with a letter that the terminal lacks is no crash
     try:
         return run(parse(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
     except RunError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {printable(str(error))}", file=sys.stderr)
         return USER_ERROR
     except OSError as error:
         # What is foreseen has a better message; this is for a file system that fails where none expected it to.
-        print(f"Error: {error.filename or 'a file'}: {reason(error)}", file=sys.stderr)
+        print(f"Error: {printable(str(error.filename or 'a file'))}: {printable(reason(error))}", file=sys.stderr)
         return USER_ERROR
 
 
@@ -73,7 +79,7 @@ def run(config: RunConfig) -> int:
     from train.folder import new_folder
     from train.report import run_name
 
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)  # names are data: nothing in them is for the console
     degrade = look_up_names(config)
     device = choose_device(config.device)
     with contextlib.ExitStack() as held:
@@ -105,6 +111,7 @@ def show_finished(folder: Path, console: Console, held: contextlib.ExitStack) ->
     from train.files import locked
     from train.folder import read_metrics
     from train.report import summary
+    from train.text import printable
 
     metrics = read_metrics(folder)
     if metrics is None:
@@ -119,8 +126,8 @@ def show_finished(folder: Path, console: Console, held: contextlib.ExitStack) ->
             f"{folder / 'metrics.json'} is damaged ({type(error).__name__}: {error}). "
             "Remove the file, and --resume evaluates the run again."
         ) from error
-    console.print(f"{folder} is finished, there is nothing to continue:")
-    console.print(shown)
+    console.print(f"{printable(str(folder))} is finished, there is nothing to continue:", soft_wrap=True)
+    console.print(shown, soft_wrap=True)
     return True
 
 
@@ -143,6 +150,7 @@ def work(
     from train.folder import refuse_other_data, write_config, write_data
     from train.progress import Display, stop_on_signal
     from train.report import introduction, summary
+    from train.text import shell_word
 
     engine = Engine(config, data, degrade, folder=folder, device=device, begun=begun)
     display = Display(console, config.batch_size, folder / "tensorboard" if config.tensorboard else None)
@@ -152,15 +160,15 @@ def work(
     else:
         write_data(folder, data)
         write_config(folder, config)
-    console.print(introduction(engine, folder), highlight=False, soft_wrap=True)
-    go_on = f"python -m train.run --resume {shlex.quote(str(folder))}"
+    console.print(introduction(engine, folder), soft_wrap=True)
+    go_on = f"python -m train.run --resume {shell_word(folder)}"
     with stop_on_signal() as stop:
         finished = engine.train(display, stop)
     if not finished:
         console.print(f"Stopped after step {engine.step} of {engine.steps}. To go on:\n  {go_on}", soft_wrap=True)
         return INTERRUPTED
     try:
-        console.print(summary(finish(engine, folder), folder))
+        console.print(summary(finish(engine, folder), folder), soft_wrap=True)
     except KeyboardInterrupt:
         console.print(f"Stopped before the evaluation was done. To go on:\n  {go_on}", soft_wrap=True)
         return INTERRUPTED
@@ -266,7 +274,8 @@ def draw(engine: Engine, evaluation: Evaluation, folder: Path) -> None:
     def diagnosis(row: int) -> str:
         return "" if labels is None else f"{data.class_names[labels[row]]}, "
 
-    ranking = evaluation.quality_enhanced.psnr.argsort()
+    # An image of NaN is the worst one; where scores are equal, as at the cap, the order is that of the data set.
+    ranking = evaluation.quality_enhanced.psnr.nan_to_num(nan=-math.inf).argsort(stable=True)
     shown = {f"{percent}th percentile": int(ranking[percent * (len(ranking) - 1) // 100]) for percent in (10, 50, 90)}
     rows = list(shown.values())
     save_panel(

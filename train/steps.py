@@ -26,7 +26,7 @@ Row = dict[str, float]
 class StepTable:
     """``steps.csv`` with a buffer of steps that nobody has read yet.
 
-    Columns: ``step`` (from 1, over all phases), ``phase``, ``loss`` (mean squared error), ``psnr`` (dB, of the batch),
+    Columns: ``step`` (from 1, over all phases), ``phase``, ``loss`` (mean squared error), ``psnr`` (dB, capped),
     ``aux_loss``, ``accuracy`` (of VR on the batch), ``cosine``, ``gate``, ``skipped``, ``lr`` (of IP). Empty cells:
     the strategy has no such thing.
 
