@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
-from train.config import RunError
-from train.data.cache import atomic_file
+from train.errors import RunError
+from train.files import atomic_file
 
 VERSION = 1
 

@@ -6,20 +6,22 @@ Nothing here imports torch, so that ``python -m train.run --help`` answers at on
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from train.errors import RunError, reason
+from train.files import expanded, is_locked, read_json
 
 GateName = Literal["hard", "soft", "always", "never", "project"]
 RUNS = Path("runs")
-
-
-class RunError(Exception):
-    """Something about a run that the user can put right; the message names the culprit and what to do."""
+logger = logging.getLogger(__name__)
 
 
 def flag(name: str) -> str:
@@ -39,7 +41,7 @@ class RunConfig:
     dataset: str = "covidct"
     """Data set."""
     data_root: Path | None = None
-    """Where the data set is; then $GRADPROM_DATA and ./data are searched, then it is downloaded."""
+    """Where the data set is. By default $GRADPROM_DATA and ./data are searched, then it is downloaded."""
     source: Literal["auto", "real", "phantom"] = "auto"
     """real: the data set or an error. phantom: generated images. auto: phantoms only where there is nothing real."""
     size: int = 128
@@ -156,8 +158,33 @@ class RunConfig:
             raise RunError(
                 f"the settings {', '.join(sorted(set(values) ^ names))} are missing or unknown to this version"
             )
-        paths = {name: Path(values[name]) for name in ("data_root", "out") if values[name] is not None}
-        return cls(**(values | paths))
+        paths = {name: Path(values[name]) for name in ("data_root", "out") if isinstance(values[name], str)}
+        values = values | paths
+        for name, kind in get_type_hints(cls).items():
+            if not _fits(values[name], kind):
+                raise RunError(f"{name} cannot be {values[name]!r}")
+        return cls(**values)
+
+    def without_paths(self) -> RunConfig:
+        """The settings as they may be handed to other people: without names of folders (and thereby of users)."""
+        return dataclasses.replace(self, data_root=None, out=None, resume=None)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value that was read from a file is of a setting's type.
+
+    >>> _fits(3, int | None), _fits(3, float), _fits("3", int), _fits(True, int), _fits(2, Literal[1, 3])
+    (True, True, False, False, False)
+    """
+    if get_origin(kind) is Literal:
+        return any(value == each and type(value) is type(each) for each in get_args(kind))
+    if isinstance(kind, UnionType) or get_args(kind):
+        return any(_fits(value, each) for each in get_args(kind))
+    if kind is NoneType or value is None:
+        return kind is NoneType and value is None
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 QUICK = RunConfig(preset="quick")
@@ -190,7 +217,8 @@ def parse(argv: Sequence[str]) -> RunConfig:
 
     The preset (or the run that is continued) has to be known before the flags can be read over it, hence two readings.
 
-    :raises RunError: a value is out of range, or a flag contradicts the run that is continued.
+    :raises RunError: a value is out of range, a path begins with the ``~`` of a home that does not exist, or a flag
+        contradicts the run that is continued.
     :raises SystemExit: ``--help``, or a flag that does not exist or cannot be read (tyro has said why).
     """
     import tyro
@@ -208,9 +236,19 @@ def parse(argv: Sequence[str]) -> RunConfig:
             preset = "quick" if wants_help else automatic_preset(given.device or "auto")
         base = PRESETS.get(preset, QUICK)  # a preset that does not exist is reported by the second reading
     config = tyro.cli(RunConfig, prog="python -m train.run", args=list(argv), default=base)
+    config = expand_paths(config)
     if given.resume:
         refuse_changes(base, config)
     return dataclasses.replace(config, preset=base.preset)
+
+
+def expand_paths(config: RunConfig) -> RunConfig:
+    """
+    :raises RunError: a path begins with the ``~`` of a home that does not exist.
+    """
+    paths = {name: getattr(config, name) for name in ("data_root", "out")}
+    changes: dict[str, Any] = {name: path and expanded(path, flag(name)) for name, path in paths.items()}
+    return dataclasses.replace(config, **changes)
 
 
 def automatic_preset(device: str) -> str:
@@ -223,23 +261,44 @@ def automatic_preset(device: str) -> str:
 def resume_folder(resume: str) -> Path:
     """The folder of the run to be continued.
 
-    :param resume: a run folder, or ``"latest"``: the one under ``runs/`` that was written to last.
+    :param resume: a run folder, or ``"latest"``: of those under ``runs/`` in which no process is at work, the one that
+        was written to last.
     :raises RunError: there is no such run, or it has no checkpoint yet.
     """
     if resume == "latest":
-        checkpoints = sorted(RUNS.glob("*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
-        if not checkpoints:
-            raise RunError(f"--resume latest: no run with a checkpoint under {RUNS}/; give the run's folder")
-        return checkpoints[-1].parent
-    folder = Path(resume)
-    if not folder.is_dir():
-        raise RunError(f"--resume {resume}: there is no such folder")
-    for name in ("config.json", "checkpoint.pt"):
-        if not (folder / name).is_file():
-            raise RunError(
-                f"--resume {resume}: the folder has no {name}, so there is nothing to continue; start the run again"
-            )
+        return latest_run()
+    folder = expanded(resume, "--resume")
+    try:
+        if not folder.is_dir():
+            raise RunError(f"--resume {resume}: there is no such folder")
+        for name in ("config.json", "checkpoint.pt"):
+            if not (folder / name).is_file():
+                raise RunError(
+                    f"--resume {resume}: the folder has no {name}, so there is nothing to continue; start the run again"
+                )
+    except OSError as error:
+        raise RunError(f"--resume {resume}: the folder cannot be read: {reason(error)}") from error
     return folder
+
+
+def latest_run() -> Path:
+    """
+    :raises RunError: there is no run to continue.
+    """
+    found: list[tuple[float, Path]] = []
+    for checkpoint in RUNS.glob("*/checkpoint.pt"):
+        with contextlib.suppress(OSError):  # removed meanwhile, or of another user
+            found.append((checkpoint.stat().st_mtime, checkpoint.parent))
+    if not found:
+        raise RunError(f"--resume latest: no run with a checkpoint under {RUNS}/; give the run's folder")
+    at_work: list[str] = []
+    for _, folder in sorted(found, key=lambda each: each[0], reverse=True):
+        if not is_locked(folder):
+            if at_work:
+                logger.warning("%s is at work; the latest run that is not: %s", ", ".join(at_work), folder)
+            return folder
+        at_work.append(str(folder))
+    raise RunError(f"--resume latest: every run under {RUNS}/ is at work in another process ({', '.join(at_work)})")
 
 
 def stored(folder: Path) -> RunConfig:
@@ -248,9 +307,11 @@ def stored(folder: Path) -> RunConfig:
     :raises RunError: ``config.json`` cannot be read; the message names it.
     """
     path = folder / "config.json"
+    if (values := read_json(path)) is None:
+        raise RunError(f"{path} is missing, so there is nothing to continue; start the run again")
     try:
-        config = RunConfig.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, RunError) as error:
+        config = expand_paths(RunConfig.from_json(values))
+    except (ValueError, TypeError, RunError) as error:
         raise RunError(f"{path} does not hold the settings of a run: {error}") from error
     return dataclasses.replace(config, out=folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ from torch.optim.lr_scheduler import LambdaLR
 import gradprom_ext as gp
 from models import IP, VR
 from train import checkpoint
-from train.batches import Crops, Order, batches
-from train.config import RunConfig, RunError
-from train.data.base import ImageData
+from train.batches import Batch, Crops, Order, batches
+from train.config import RunConfig
+from train.data.base import ImageData, Subset
 from train.degradations import Degradation, stable_seed
+from train.errors import RunError
+from train.evaluation import evaluate
+from train.metrics import psnr_of
 from train.progress import Display, Stop
 from train.steps import Row, StepTable
 from train.strategies import STRATEGIES, Strategy, strategy_class
-from train.strategies.base import Learner, Phase
+from train.strategies.base import Learner, Phase, StepLog
 
 TITLES: dict[Phase, str] = {"pretrain": "pre-training VR", "train": "training"}
 WARM_UP = 0.03  # share of the steps in which the learning rate rises
@@ -75,7 +79,7 @@ def build_strategy(
     if not kind.uses_vr:
         return kind(ip, None)
 
-    if data.train.labels is None or data.num_classes < 2:
+    if data.train.labels is None or data.test.labels is None or data.num_classes < 2:
         raise RunError(
             f"--strategy {config.strategy} needs a diagnosis, and {data.name} has no two classes; use ip-only"
         )
@@ -94,7 +98,7 @@ class Engine:
     :param folder: where ``steps.csv`` and ``checkpoint.pt`` go; made by the caller.
     :param device: where to compute.
     :param begun: ``time.monotonic()`` when this process began with the run.
-    :raises RunError: the settings do not fit the data or each other.
+    :raises RunError: the settings do not fit the data or each other, as :func:`rehearse` has found; nothing is made.
     :raises UnknownNameError: a strategy or network that does not exist.
     """
 
@@ -131,7 +135,9 @@ class Engine:
             self.phases["pretrain"] = config.pretrain_epochs * per_epoch
         steps = config.epochs * per_epoch
         self.phases["train"] = min(steps, config.max_steps or steps)
-        self.strategy = build_strategy(config, data, scale=degrade.scale, steps=self.phases, device=device)
+        build = partial(build_strategy, config, data, scale=degrade.scale, steps=self.phases, device=device)
+        rehearse(build(), self.phases, self.crops, config, data=data, device=device)
+        self.strategy = build()
 
     @property
     def networks(self) -> tuple[nn.Module, nn.Module | None]:
@@ -169,7 +175,7 @@ class Engine:
         config = self.config
         strategy = self.strategy
         strategy.enter(phase)
-        take_step = strategy.pretrain_step if phase == "pretrain" else strategy.step
+        take_step = step_of(strategy, phase)
         order = Order(
             phase,
             images=len(self.crops.subset),
@@ -211,6 +217,7 @@ class Engine:
         :raises RunError: a file cannot be written.
         """
         self._read_back()
+        self.table.sync()  # the checkpoint reaches the disk at once, and must not be ahead of the step log there
         checkpoint.save(
             self.checkpoint,
             {"step": self.step, "seconds": self.seconds, "random": _random_state()}
@@ -220,9 +227,11 @@ class Engine:
     def resume(self) -> None:
         """Goes back to the checkpoint: what this engine does from here is what an uninterrupted run would have done.
 
-        :raises RunError: the checkpoint is damaged, or that of another run.
+        :raises RunError: the checkpoint is damaged, or that of another run; the step log does not lead up to it.
         """
         state = checkpoint.load(self.checkpoint, self.device)
+        if missing := [name for name in ("step", "seconds", "random") if name not in state]:
+            raise RunError(f"the checkpoint {self.checkpoint} is none of a run: it has no {', '.join(missing)}")
         checkpoint.restore(self.checkpoint, state, self._parts())
         _set_random_state(state["random"])
         self.step = state["step"]
@@ -241,13 +250,64 @@ class Engine:
         return parts
 
 
-def batch_psnr(enhanced: Tensor | None, clean: Tensor) -> Tensor | None:
-    """PSNR of a whole batch in dB, ``[]``, on its device; ``None`` where nothing was enhanced."""
-    if enhanced is None:
-        return None
-    from torchmetrics.functional.image import peak_signal_noise_ratio
+def step_of(strategy: Strategy, phase: Phase) -> Callable[[Batch], StepLog]:
+    """What takes a step of ``phase``."""
+    return strategy.pretrain_step if phase == "pretrain" else strategy.step
 
-    return peak_signal_noise_ratio(enhanced.clamp(0, 1), clean, data_range=1.0)
+
+def rehearse(
+    strategy: Strategy,
+    phases: dict[Phase, int],
+    crops: Crops,
+    config: RunConfig,
+    *,
+    data: ImageData,
+    device: torch.device,
+) -> None:
+    """Takes the first step of each phase and evaluates one test image: what would fail in a run fails here, before the
+    run has a folder or has cost hours. All batches of a run have one shape, so one of them tells for all.
+
+    Which settings fail depends on the networks: batch statistics of a single value (one crop that the strides of VR
+    reduce to one pixel), a kernel that is larger than what is left of a crop, an input of fixed size, too little
+    memory. No list of such rules would be complete; a trial is.
+
+    :param strategy: one for this purpose alone, as its networks and optimizers are moved.
+    :raises RunError: a step or the evaluation fails; the message names the settings.
+    """
+    networks = f"--ip {config.ip}" + ("" if strategy.vr is None else f" and --vr {config.vr}")
+    height, width = data.size
+    what, hint = "", ""
+    try:
+        for phase, steps in phases.items():
+            what = f"a step with --batch-size {config.batch_size} and --crop {config.crop} (task {config.task})"
+            hint = "a larger --batch-size or --crop"
+            strategy.enter(phase)
+            images = len(crops.subset)
+            order = Order(phase, images=images, batch_size=config.batch_size, steps=min(steps, 1), seed=config.seed)
+            for keys in order:
+                step_of(strategy, phase)(crops.__getitems__(keys).to(device))
+        what, hint = f"the evaluation of an image of {height} x {width} px", "another --size"
+        vr = None if strategy.vr is None else strategy.vr.network
+        evaluate(strategy.ip.network, vr, _first(data.test), crops.degrade, device=device)
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
+            hint = "a smaller --batch-size or --crop"
+        raise RunError(
+            f"{what} does not work with {networks}: {reason}. Nothing was written; give {hint}, or other networks"
+        ) from error
+
+
+def _first(subset: Subset) -> Subset:
+    """The first image with what belongs to it."""
+    labels, masks = (None if each is None else each[:1] for each in (subset.labels, subset.masks))
+    return Subset(subset.images[:1], labels, masks, subset.names[:1])
+
+
+def batch_psnr(enhanced: Tensor | None, clean: Tensor) -> Tensor | None:
+    """PSNR of a whole batch in dB, ``[]``, on its device, capped as those of test images are (:func:`psnr_of`);
+    ``None`` where nothing was enhanced."""
+    return None if enhanced is None else psnr_of(enhanced, clean)
 
 
 def _random_state() -> dict[str, Any]:

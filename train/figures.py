@@ -6,12 +6,15 @@ Each function takes arrays and writes one PNG file, whole or not at all.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import Tensor
+
+from train.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +32,12 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    # Names are shown as they are, whatever the user's own style: a dollar or an underscore in one begins no formula.
+    "text.parse_math": False,
+    "text.usetex": False,
 }
 _DPI = 160
+_LABEL = 26  # characters beside an image, and no more: the next row has a label of its own
 
 
 def save_panel(
@@ -45,7 +52,8 @@ def save_panel(
 ) -> None:
     """One row per example: clean, degraded, enhanced, and the absolute error of the enhanced image.
 
-    Images are clamped to [0, 1], shown, and captioned with the PSNR of what is shown.
+    Images are clamped to [0, 1], shown, and captioned with the PSNR of what is shown; pixels that are NaN are
+    left blank.
 
     :param path: the PNG file.
     :param clean: ``float32 [N, C, H, W]`` in [0, 1], C 1 or 3, N > 0.
@@ -59,16 +67,19 @@ def save_panel(
     """
     from matplotlib import colormaps, rc_context
 
-    from train.metrics import image_quality
+    from train.metrics import image_quality, psnr_caption
 
     with rc_context(_STYLE):
         columns = {"clean": clean, "degraded": degraded, "enhanced": enhanced}
         captions = {name: image_quality(images, clean).psnr.tolist() for name, images in columns.items()}
-        error = (enhanced.cpu().clamp(0, 1) - clean.cpu()).abs().mean(1).numpy()
+        error = (enhanced.detach().cpu().clamp(0, 1) - clean.detach().cpu()).abs().mean(1).numpy()
         # One scale for all rows. A few pixels may exceed it: a single outlier should not turn the rest black.
-        worst = max(float(np.quantile(error, 0.998)), 0.02)
+        worst = float(np.quantile(error[np.isfinite(error)], 0.998)) if np.isfinite(error).any() else 0.0
+        worst = max(worst, 0.02)
 
-        rows, side, top, bottom, left, right = len(clean), 2.0, 0.78, 0.1, 0.45, 0.62  # inches
+        said = [textwrap.fill(printable(label), _LABEL) for label in labels]
+        lines = max((label.count("\n") + 1 for label in said), default=1)
+        rows, side, top, bottom, left, right = len(clean), 2.0, 0.78, 0.1, 0.3 + 0.15 * lines, 0.62  # inches
         gap_x, gap_y = 0.06, 0.27
         width = left + 4 * side + 3 * gap_x + right
         height = top + rows * (side + gap_y) + bottom
@@ -85,15 +96,15 @@ def save_panel(
             for column, (name, images) in enumerate(columns.items()):
                 axes = axes_at(row, column)
                 axes.imshow(_shown(images[row]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-                psnr = captions[name][row]
-                axes.set_xlabel("" if name == "clean" else f"PSNR {psnr:.2f} dB", labelpad=3)
+                axes.set_xlabel("" if name == "clean" else psnr_caption(captions[name][row]), labelpad=3)
                 if row == 0:
                     axes.set_title(name, fontsize=10, fontweight="bold", pad=5)
-                if column == 0 and labels:
-                    axes.set_ylabel(labels[row], fontsize=9, labelpad=4)
+                if column == 0 and said:
+                    axes.set_ylabel(said[row], fontsize=9, labelpad=4)
             axes = axes_at(row, 3)
             heat = axes.imshow(error[row], cmap=colormaps["inferno"], vmin=0, vmax=worst, interpolation="nearest")
-            axes.set_xlabel(f"mean error {error[row].mean():.3f}", labelpad=3)
+            mean = error[row].mean()
+            axes.set_xlabel(f"mean error {mean:.3f}" if np.isfinite(mean) else "mean error undefined: NaN", labelpad=3)
             if row == 0:
                 axes.set_title("|enhanced \N{MINUS SIGN} clean|", fontsize=10, fontweight="bold", pad=5)
             x = left + 4 * (side + gap_x) + 0.02
@@ -117,7 +128,8 @@ def save_gate(
 ) -> None:
     """Cosine between the main and the auxiliary gradient, and the gate's weight, over the steps of a run.
 
-    Every step is a dot, in the colour of its gate; lines are running means over a fiftieth of the run.
+    Every step is a dot, in the colour of its gate, the larger the fewer there are; lines are running means over a
+    fiftieth of the run. Under 100 steps that would be the steps themselves: then there is no line over the dots.
 
     :param path: the PNG file.
     :param step: step numbers ``[T]``.
@@ -130,6 +142,8 @@ def save_gate(
     :raises RunError: the file cannot be written.
     """
     from matplotlib import rc_context
+    from matplotlib.collections import PathCollection
+    from matplotlib.ticker import MaxNLocator
 
     steps = np.asarray(step)
     cosines = np.full(len(steps), np.nan) if cosine is None else np.asarray(cosine, dtype=float)
@@ -152,22 +166,26 @@ def save_gate(
             1,
             sharex=True,
             height_ratios=(2.6, 1),
-            gridspec_kw={"hspace": 0.12, "top": 0.83, "bottom": 0.1, "left": 0.1, "right": 0.98},
+            gridspec_kw={"hspace": 0.12, "top": 0.83, "bottom": 0.1, "left": 0.13, "right": 0.98},
         )
         window = max(1, len(steps) // 50)
+        size, alpha = np.clip(2000 / len(steps), 7, 30), np.clip(80 / len(steps), 0.35, 0.9)
         opened = weights > 0
         for chosen, colour, name in ((opened, _OPEN, "gate open"), (~opened, _CLOSED, "gate closed")):
             above.scatter(
                 steps[chosen],
                 cosines[chosen],
-                s=7,
-                alpha=0.35,
+                s=size,
+                alpha=alpha,
+                zorder=3 if len(steps) < 500 else 1,  # under the line once they are a cloud
                 color=colour,
                 linewidths=0,
                 label=f"{name} ({chosen.mean():.1%} of steps)",
             )
         above.axhline(0, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        above.plot(steps, _running_mean(cosines, window), color=_INK, linewidth=1.6, label=f"mean of {window} steps")
+        if window > 1:
+            means = _running_mean(cosines, window)
+            above.plot(steps, means, color=_INK, linewidth=1.6, label=f"mean of {window} steps")
         above.set(ylabel="cosine of main and\nauxiliary gradient")
         legend = above.legend(
             loc="lower center",
@@ -176,15 +194,21 @@ def save_gate(
             frameon=False,
             fontsize=8,
             handletextpad=0.3,
-            markerscale=2.2,
         )
         for handle in legend.legend_handles:
             handle.set_alpha(1)
+            if isinstance(handle, PathCollection):
+                handle.set_sizes([34])
         share = _running_mean(weights, window)
-        below.fill_between(steps, share, step="mid", color=_OPEN, alpha=0.18, linewidth=0)
-        below.plot(steps, share, color=_OPEN, linewidth=1.4, drawstyle="steps-mid")
-        below.set(ylabel="gate weight\n(running mean)", ylim=(0, 1.04), yticks=(0, 0.5, 1), xlabel="step")
-        below.margins(x=0.01)
+        # Each step is half a step wide to both sides, the first and the last one too.
+        edges = np.concatenate([steps[:1] - 0.5, (steps[1:] + steps[:-1]) / 2, steps[-1:] + 0.5])
+        below.stairs(share, edges, fill=True, color=_OPEN, alpha=0.18, linewidth=0)
+        below.stairs(share, edges, color=_OPEN, linewidth=1.4)
+        mean = "\n(running mean)" if window > 1 else ""
+        below.set(ylabel=f"gate weight{mean}", ylim=(0, 1.04), yticks=(0, 0.5, 1), xlabel="step")
+        margin = 0.01 * (edges[-1] - edges[0])
+        below.set_xlim(edges[0] - margin, edges[-1] + margin)
+        below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         for axes in (above, below):
             axes.grid(axis="y", color=_FAINT, alpha=0.22, linewidth=0.6)
             axes.set_axisbelow(True)
@@ -206,7 +230,7 @@ def _figure(width: float, height: float) -> Figure:
 def _title(figure: Figure, title: str, source: str, *, left: float) -> None:
     """Two lines at the top: the title, and what data it is about. ``left`` in inches."""
     width, height = figure.get_size_inches()
-    figure.text(left / width, 1 - 0.13 / height, title, fontsize=11.5, fontweight="bold", va="top")
+    figure.text(left / width, 1 - 0.13 / height, printable(title), fontsize=11.5, fontweight="bold", va="top")
     phantom = source == "phantom"
     figure.text(
         left / width,
@@ -231,7 +255,7 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    from train.folder import write_file
+    from train.files import write_file
 
     image = io.BytesIO()
     figure.savefig(image, format="png", metadata={"Software": None})

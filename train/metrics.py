@@ -3,6 +3,12 @@
 Images are scored per image at data range 1 and the scores averaged. Whatever is scored is clamped to [0, 1] first, the
 degraded images just like the enhanced ones: an image outside its range cannot be shown, and clamping alone gains a
 noisy image about 0.9 dB at sigma 0.1, which must not be counted as the network's merit.
+
+At most 60 dB of each image count (``PSNR_CAP``), of degraded, classical and enhanced images alike. An image that equals
+the clean one has an infinite PSNR, and one that differs by rounding errors has more than 100 dB: a single black image
+would decide a mean. Leaving such images out would hide what a network spoils in them, and a higher cap would let errors
+count that cannot be seen: clean images have 8 bits, whose rounding alone is an error of 58.9 dB. The cap is that of
+Netflix's libvmaf for 8 bits.
 """
 
 from __future__ import annotations
@@ -13,12 +19,16 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from train.data.cache import ArrayCache
+
+PSNR_CAP = 60.0
+"""The PSNR in dB that an image or a batch can have at most: a root mean squared error of 1/1000 of the range."""
 
 _BATCH = 64  # images scored at once: bounds the memory that SSIM's windows take
 
@@ -32,8 +42,8 @@ _NLM_PATCH, _NLM_DISTANCE, _NLM_STRENGTH = 5, 6, 0.6
 class Quality:
     """Scores per image.
 
-    :param psnr: peak signal-to-noise ratio in dB, ``float32 [N]``; ``inf`` where an image equals the clean one.
-    :param ssim: structural similarity, at most 1, ``float32 [N]``.
+    :param psnr: peak signal-to-noise ratio in dB, ``float32 [N]``, at most ``PSNR_CAP``; NaN where a pixel is NaN.
+    :param ssim: structural similarity, at most 1, ``float32 [N]``; NaN likewise.
     """
 
     psnr: Tensor
@@ -41,17 +51,57 @@ class Quality:
 
     @property
     def mean_psnr(self) -> float:
+        """In dB; NaN where one of the images has none, as an image that a network made of NaN must not be forgotten."""
         return self.psnr.double().mean().item()
 
     @property
     def mean_ssim(self) -> float:
+        """NaN where one of the images has none."""
         return self.ssim.double().mean().item()
+
+    @property
+    def capped(self) -> int:
+        """How many images reach ``PSNR_CAP``."""
+        return int((self.psnr >= PSNR_CAP).sum())
+
+    @property
+    def undefined(self) -> int:
+        """How many images hold NaN, and so have no score."""
+        return int(self.psnr.isnan().sum())
+
+
+def psnr_caption(psnr: float) -> str:
+    """A PSNR in words.
+
+    :param psnr: in dB, as in :class:`Quality`.
+
+    >>> psnr_caption(20.0), psnr_caption(PSNR_CAP), psnr_caption(float("nan"))
+    ('PSNR 20.00 dB', 'PSNR ≥ 60 dB', 'PSNR undefined: NaN')
+    """
+    if psnr != psnr:
+        return "PSNR undefined: NaN"
+    return f"PSNR {psnr:.2f} dB" if psnr < PSNR_CAP else f"PSNR \N{GREATER-THAN OR EQUAL TO} {PSNR_CAP:.0f} dB"
+
+
+def psnr_of(images: Tensor, clean: Tensor, *, dim: tuple[int, ...] | None = None) -> Tensor:
+    """PSNR in dB at data range 1, at most ``PSNR_CAP``; on the tensors' device, without waiting for it.
+
+    :param images: ``float [N, C, H, W]``, clamped to [0, 1] here.
+    :param clean: the same shape, in [0, 1].
+    :param dim: what the error is averaged over; by default everything. ``(1, 2, 3)``: a value per image, ``[N]``.
+    """
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    reduction: Any = "elementwise_mean" if dim is None else "none"
+    psnr = peak_signal_noise_ratio(images.clamp(0, 1), clean, data_range=1.0, reduction=reduction, dim=dim)
+    return psnr.clamp(max=PSNR_CAP)
 
 
 def image_quality(images: Tensor, clean: Tensor) -> Quality:
     """Scores images against the clean ones, at data range 1, after clamping them to [0, 1].
 
-    PSNR (torchmetrics) is that of the mean squared error over all pixels and channels of one image. SSIM (MONAI) is
+    PSNR (torchmetrics) is that of the mean squared error over all pixels and channels of one image, at most
+    ``PSNR_CAP``. SSIM (MONAI) is
     that of Z. Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004:
     an 11 x 11 Gaussian window of sigma 1.5 wherever it fits into the image, K = 0.01 and 0.03, channels averaged. It
     is not that of torchmetrics, which counts windows over a mirrored margin too.
@@ -62,7 +112,6 @@ def image_quality(images: Tensor, clean: Tensor) -> Quality:
     :raises ValueError: the shapes differ, or there is no image.
     """
     from monai.metrics.regression import SSIMMetric
-    from torchmetrics.functional.image import peak_signal_noise_ratio
 
     if images.shape != clean.shape or clean.ndim != 4 or not len(clean):
         raise ValueError(
@@ -73,7 +122,7 @@ def image_quality(images: Tensor, clean: Tensor) -> Quality:
     psnr, ssim = [], []
     for image, target in zip(images.split(_BATCH), clean.split(_BATCH), strict=True):
         pair = image.float().clamp(0, 1), target.float()
-        psnr.append(peak_signal_noise_ratio(*pair, data_range=1.0, reduction="none", dim=(1, 2, 3)))
+        psnr.append(psnr_of(*pair, dim=(1, 2, 3)))
         ssim.append(torch.as_tensor(similarity(*pair)).flatten())
     return Quality(torch.cat(psnr).cpu(), torch.cat(ssim).cpu())
 
@@ -87,7 +136,17 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     """
     if len(logits) != len(labels) or not len(labels):
         raise ValueError(f"accuracy needs as many logits as labels, and at least one: {len(logits)}, {len(labels)}")
-    return (logits.argmax(1) == labels).double().mean().item()
+    return right(logits, labels).double().mean().item()
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which diagnoses are right: those whose largest logit is that of the label. NaN is no diagnosis, and never right.
+
+    :param logits: ``float [N, num_classes]``.
+    :param labels: ``int64 [N]``.
+    :returns: ``bool [N]``, on the tensors' device.
+    """
+    return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
 
 
 def restore_classical(degraded: Tensor, *, scale: int = 1, sigma: float | None = None) -> Tensor:
@@ -153,6 +212,7 @@ def classical_quality(
             "clean": _digest(clean),
             "degraded": _digest(degraded),
             "sigma": sigma,
+            "psnr cap": PSNR_CAP,
             "non-local means": [_NLM_PATCH, _NLM_DISTANCE, _NLM_STRENGTH],
             "scikit-image": version("scikit-image"),
         }

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from train.config import RunError
+from train.errors import RunError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,14 +86,19 @@ class Display:
             told = f"{measured(row)}  {rate * self.batch_size:.0f} images/s"
             if events is not None:
                 for name, value in row.items():
-                    events.add_scalar(f"{title}/{name}", value, done)
+                    if math.isfinite(value):  # NaN: nothing was measured since the last look
+                        events.add_scalar(f"{title}/{name}", value, done)
             if bar is not None:
                 bar.update(task, completed=done, told=told)
             elif done - said >= steps / LINES_PER_PHASE or done == steps:
                 said = done
                 left = timedelta(seconds=round((steps - done) / rate))
                 self.console.print(
-                    f"{title}: step {done}/{steps}  {told}  {left} left", highlight=False, soft_wrap=True
+                    f"{title}: step {done}/{steps}  {told}  {left} left",
+                    markup=False,
+                    emoji=False,
+                    highlight=False,
+                    soft_wrap=True,
                 )
 
         with self._bar() as bar, self._writer() as events:
@@ -103,13 +110,16 @@ class Display:
         if not self.console.is_terminal:
             return contextlib.nullcontext()
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
+        whole = partial(Column, no_wrap=True)
         return Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", style="bold", markup=False, table_column=whole()),
+            BarColumn(bar_width=20, table_column=whole()),
+            MofNCompleteColumn(table_column=whole()),
+            # The one that takes more lines where the terminal is narrow; columns are cut off otherwise.
+            TextColumn("{task.fields[told]}", markup=False, table_column=Column()),
+            TimeRemainingColumn(table_column=whole()),
             console=self.console,
         )
 
@@ -118,19 +128,23 @@ class Display:
 
 
 def measured(row: Row) -> str:
-    """The part of a row that fits into a line.
+    """The part of a row that fits into a line; a dash where nothing finite was measured (all steps were skipped, say).
 
     >>> measured({"loss": 0.00123, "psnr": 29.1, "cosine": -0.2, "gate": 0.5})
     'loss 0.0012  PSNR 29.10 dB  cosine -0.20  gate 50%'
     """
     formats = {
-        "loss": "loss {:.4f}",
-        "psnr": "PSNR {:.2f} dB",
-        "aux_loss": "VR loss {:.2f}",
-        "cosine": "cosine {:+.2f}",
-        "gate": "gate {:.0%}",
+        "loss": ("loss", "{:.4f}"),
+        "psnr": ("PSNR", "{:.2f} dB"),
+        "aux_loss": ("VR loss", "{:.2f}"),
+        "cosine": ("cosine", "{:+.2f}"),
+        "gate": ("gate", "{:.0%}"),
     }
-    return "  ".join(form.format(row[name]) for name, form in formats.items() if name in row)
+    return "  ".join(
+        f"{word} {form.format(row[name]) if math.isfinite(row[name]) else '-'}"
+        for name, (word, form) in formats.items()
+        if name in row
+    )
 
 
 def summary_writer() -> type[SummaryWriter]:

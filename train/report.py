@@ -13,6 +13,8 @@ from train.config import RunConfig
 from train.data import ImageData
 from train.engine import Engine
 from train.evaluation import Evaluation, noise_level
+from train.metrics import PSNR_CAP
+from train.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -43,22 +45,32 @@ def introduction(engine: Engine, folder: Path) -> str:
     return "\n".join(
         (
             f"data: {source}, {len(data.train)} training and {len(data.test)} test images of {height} x {width} px",
+            *([] if data.folder is None else [f"data folder: {data.folder}"]),
             f"networks: {networks}",
             f"training: strategy {config.strategy}, preset {config.preset}, {engine.steps} steps "
             f"of {config.batch_size} crops of {config.crop} px, on {engine.device.type}",
-            f"run folder: {folder}",
+            f"run folder: {printable(str(folder))}",
         )
     )
 
 
 def collect(engine: Engine, evaluation: Evaluation) -> Metrics:
-    """The content of ``metrics.json``. PSNR in dB; ``None`` is what the strategy has not got, and an infinite PSNR."""
+    """The content of ``metrics.json``.
+
+    PSNR in dB; ``psnr_capped*`` counts the images that reach ``psnr_cap``, ``undefined*`` those that hold NaN. ``None``
+    is what the strategy has not got, and the mean of scores of which one is undefined.
+    """
     config, data = engine.config, engine.data
     ip, vr = engine.networks
     steps = engine.table.columns()
     gate = steps["gate"][~np.isnan(steps["gate"])]
     skipped = steps["skipped"][~np.isnan(steps["skipped"])]  # without the steps of a pre-training
     accuracies = evaluation.accuracies or {}
+    qualities = {
+        "_degraded": evaluation.quality_degraded,
+        "_classical": evaluation.quality_classical,
+        "": evaluation.quality_enhanced,
+    }
     metrics = {
         "run": run_name(config, data),
         "data": data.source,
@@ -68,12 +80,11 @@ def collect(engine: Engine, evaluation: Evaluation) -> Metrics:
         "strategy": config.strategy,
         "seed": config.seed,
         "preset": config.preset,
-        "psnr_degraded": evaluation.quality_degraded.mean_psnr,
-        "psnr_classical": evaluation.quality_classical.mean_psnr,
-        "psnr": evaluation.quality_enhanced.mean_psnr,
-        "ssim_degraded": evaluation.quality_degraded.mean_ssim,
-        "ssim_classical": evaluation.quality_classical.mean_ssim,
-        "ssim": evaluation.quality_enhanced.mean_ssim,
+        **{f"psnr{of}": quality.mean_psnr for of, quality in qualities.items()},
+        "psnr_cap": PSNR_CAP,
+        **{f"psnr_capped{of}": quality.capped for of, quality in qualities.items()},
+        **{f"ssim{of}": quality.mean_ssim for of, quality in qualities.items()},
+        **{f"undefined{of}": quality.undefined for of, quality in qualities.items()},
         "accuracy_degraded": accuracies.get("degraded"),
         "accuracy": accuracies.get("enhanced"),
         "accuracy_clean": accuracies.get("clean"),
@@ -90,7 +101,10 @@ def collect(engine: Engine, evaluation: Evaluation) -> Metrics:
         "device": engine.device.type,
         "seconds": round(engine.seconds, 1),
     }
-    return {name: None if isinstance(value, float) and math.isinf(value) else value for name, value in metrics.items()}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in metrics.items()
+    }
 
 
 def majority_share(labels: np.ndarray | None) -> float | None:
@@ -99,13 +113,18 @@ def majority_share(labels: np.ndarray | None) -> float | None:
 
 
 def summary(metrics: Metrics, folder: Path) -> Group:
-    """What the run achieved, as a table for a terminal."""
-    from rich.console import Group
+    """What the run achieved, for a terminal: to be printed with ``soft_wrap=True``, so that nothing is cut off where
+    the terminal is narrow. Names are shown as they are, on a console that would read markup in them too.
+
+    :param metrics: of this version or an earlier one.
+    """
+    from rich.console import Console, Group
     from rich.table import Table
+    from rich.text import Text
 
     phantom = metrics["data"] == "phantom"
     title = f"{metrics['run']}: {metrics['n_test']} test images" + (", PHANTOM (generated) data" if phantom else "")
-    scores = Table(title=title, title_justify="left")
+    scores = Table()
     scores.add_column("test images")
     for column in ("PSNR (dB)", "SSIM", "diagnosis right"):
         scores.add_column(column, justify="right")
@@ -117,30 +136,41 @@ def summary(metrics: Metrics, folder: Path) -> Group:
         ("clean", None, metrics["accuracy_clean"]),
     ):
         psnr, ssim = (None, None) if suffix is None else (metrics[f"psnr{suffix}"], metrics[f"ssim{suffix}"])
-        scores.add_row(label, _number(psnr, ".2f"), _number(ssim, ".3f"), _number(accuracy, ".1%"))
+        cells = (label, _number(psnr, ".2f"), _number(ssim, ".3f"), _number(accuracy, ".1%"))
+        scores.add_row(*(Text(printable(cell)) for cell in cells))
+    scores.width = Console(width=1000).measure(scores).maximum  # its own, whatever the terminal's
 
-    facts = Table.grid(padding=(0, 2))
     vr = "none (this strategy trains IP alone)"
     if metrics["vr"] is not None:
         vr = (
             f"{metrics['vr']}, {metrics['vr_parameters']:,} parameters "
             f"(always the same answer would be {metrics['accuracy_majority']:.1%} right)"
         )
-    gate = _number(metrics["gate_open_share"], ".1%")
-    for label, fact in (
-        ("data", "PHANTOM: generated images, no patients" if phantom else f"real {metrics['dataset']}"),
-        ("IP", f"{metrics['ip']}, {metrics['ip_parameters']:,} parameters"),
-        ("VR", vr),
-        (
-            "gate open",
-            f"{gate} of {metrics['steps']} steps" + (f"; {n} skipped" if (n := metrics["steps_skipped"]) else ""),
+    gate, skipped = _number(metrics["gate_open_share"], ".1%"), metrics["steps_skipped"]
+    facts = {
+        "PSNR": _counts(
+            metrics, "psnr_capped", f"at most {metrics.get('psnr_cap', 0):.0f} dB of each image count: reached by {{}}"
         ),
-        ("step of IP", f"backend {metrics['backend']} on {metrics['device']}"),
-        ("took", f"{metrics['seconds']:.0f} s"),
-        ("run folder", str(folder)),
-    ):
-        facts.add_row(label, fact)
-    return Group(scores, facts)
+        "undefined": _counts(metrics, "undefined", "NaN in {} images, so there is no mean"),
+        "data": "PHANTOM: generated images, no patients" if phantom else f"real {metrics['dataset']}",
+        "IP": f"{metrics['ip']}, {metrics['ip_parameters']:,} parameters",
+        "VR": vr,
+        "gate open": f"{gate} of {metrics['steps']} steps{f'; {skipped} skipped' if skipped else ''}",
+        "step of IP": f"backend {metrics['backend']} on {metrics['device']}",
+        "took": f"{metrics['seconds']:.0f} s",
+        "run folder": str(folder),
+    }
+    width = max(map(len, facts))
+    lines = [Text(f"{label:<{width}}  {printable(fact)}") for label, fact in facts.items() if fact]
+    return Group(Text(printable(title), style="italic"), scores, *lines)
+
+
+def _counts(metrics: Metrics, name: str, sentence: str) -> str:
+    """``sentence`` about how many images of each kind ``name`` counts; empty where it counts none."""
+    of = {"degraded": "_degraded", "classical": "_classical", "enhanced": ""}
+    counts = {kind: metrics.get(f"{name}{suffix}", 0) for kind, suffix in of.items()}
+    found = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    return sentence.format(found) if found else ""
 
 
 def _number(value: float | None, form: str) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from train.config import RunError
-from train.data.cache import atomic_file
+from train.errors import RunError, reason
+from train.files import write_file
 from train.strategies.base import Phase, StepLog
 
 MEASURED = ("loss", "psnr", "aux_loss", "accuracy", "cosine", "gate", "skipped")
@@ -25,7 +26,7 @@ Row = dict[str, float]
 class StepTable:
     """``steps.csv`` with a buffer of steps that nobody has read yet.
 
-    Columns: ``step`` (from 1, over all phases), ``phase``, ``loss`` (mean squared error), ``psnr`` (dB, of the batch),
+    Columns: ``step`` (from 1, over all phases), ``phase``, ``loss`` (mean squared error), ``psnr`` (dB, capped),
     ``aux_loss``, ``accuracy`` (of VR on the batch), ``cosine``, ``gate``, ``skipped``, ``lr`` (of IP). Empty cells:
     the strategy has no such thing.
 
@@ -68,23 +69,81 @@ class StepTable:
                     file.write(HEADER)
                 file.write(text.getvalue())
         except OSError as error:
-            raise RunError(f"the step log {self.path} cannot be written: {error.strerror}") from error
+            raise RunError(f"the step log {self.path} cannot be written: {reason(error)}") from error
         self._waiting.clear()
         return {name: sum(some) / len(some) if some else math.nan for name, some in finite.items()}
 
+    def sync(self) -> None:
+        """Returns once what was written so far will survive a power cut.
+
+        :raises RunError: the disk says no.
+        """
+        try:
+            with self.path.open("rb+") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(f"the step log {self.path} cannot be written: {reason(error)}") from error
+
     def truncate(self, step: int) -> None:
-        """Forgets everything after ``step``: what a run did after its last checkpoint, it will do again."""
+        """Forgets everything after ``step``: what a run did after its last checkpoint, it will do again.
+
+        :raises RunError: the file cannot be written, or it does not hold the steps 1 to ``step``; the message names
+            the line.
+        """
         self._waiting.clear()
-        if not self.path.exists():
-            return
-        rows = self.path.read_text().splitlines(keepends=True)[1:]
-        # A line without an end was cut off: its number may be, too.
-        kept = [row for row in rows if row.endswith("\n") and int(row.split(",", 1)[0]) <= step]
-        with atomic_file(self.path) as file:
-            file.write("".join([HEADER, *kept]).encode())
+        rows = self._rows(step)
+        write_file(self.path, "".join([HEADER, *(f"{','.join(row)}\n" for row in rows)]).encode())
 
     def columns(self) -> dict[str, np.ndarray]:
-        """What was measured, ``float64 [steps]`` each, NaN in empty cells; with the column ``step``."""
-        with self.path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        """What was measured, ``float64 [steps]`` each, NaN in empty cells; with the column ``step``.
+
+        :raises RunError: the file has been damaged; the message names the line.
+        """
+        rows = [dict(zip(COLUMNS, row, strict=True)) for row in self._rows()]
         return {name: np.array([float(row[name] or "nan") for row in rows]) for name in ("step", *MEASURED)}
+
+    def _rows(self, until: int | None = None) -> list[list[str]]:
+        """The cells of the steps 1, 2, ... in the file; blank lines, line ends and byte order marks do not matter.
+
+        :param until: the last step that is wanted, and must be there; what follows may be cut off, and is not read.
+        :raises RunError: see :meth:`truncate`.
+        """
+        try:
+            text = self.path.read_text(encoding="utf-8-sig", errors="replace")
+        except OSError as error:
+            if until == 0 and isinstance(error, FileNotFoundError):
+                return []
+            raise RunError(f"the step log {self.path} cannot be read: {reason(error)}") from error
+        lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        rows: list[list[str]] = []
+        if (lines or until) and (not lines or lines[0][1] != HEADER.strip()):
+            raise self._damaged(1, f"it must be the header {HEADER.strip()}")
+        for number, line in lines[1:]:
+            if until is not None and len(rows) == until:
+                break
+            cells = line.split(",")
+            if cells[0] != str(len(rows) + 1):
+                raise self._damaged(number, f"it must be that of step {len(rows) + 1}, and begins with {cells[0]!r}")
+            if len(cells) != len(COLUMNS):
+                raise self._damaged(number, f"it has {len(cells)} cells instead of {len(COLUMNS)}")
+            for name, cell in zip(COLUMNS, cells, strict=True):
+                if name != "phase" and cell and not _is_number(cell):
+                    raise self._damaged(number, f"{name} is {cell!r}")
+            rows.append(cells)
+        if until is not None and len(rows) < until:
+            raise self._damaged(
+                len(text.splitlines()) + 1,
+                f"the steps {len(rows) + 1} to {until}, which the checkpoint has, are missing",
+            )
+        return rows
+
+    def _damaged(self, line: int, what: str) -> RunError:
+        return RunError(f"the step log {self.path} is damaged at line {line}: {what}; restore it, or start a new run")
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

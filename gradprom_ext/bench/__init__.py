@@ -5,6 +5,8 @@ the numbers mean something on a noisy machine:
 
 * Contestants take turns (A B C ... A B C ...), in an order that rotates, so that drift of the machine hits all of them.
 * Medians are printed with the middle half of the samples beside them; ratios are medians of the ratios within a round.
+* A ratio whose middle half is wider than a quarter of it gets a question mark, with the reason under the table and in
+  the JSON file; so does an overhead in percent, if the middle half is also wider than the 2 % that it is about.
 * Nothing is timed that was not compared with the library's definition before.
 * The gate is open: the case with the most traffic.
 

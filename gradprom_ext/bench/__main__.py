@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -144,6 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name with a letter that the terminal lacks is no crash
     # The same optimizers run in graphs and outside of them; the detector of waits is used as it is meant to be.
     warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
     warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")

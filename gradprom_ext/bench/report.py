@@ -151,11 +151,11 @@ def update_table(results: Sequence[UpdateResult]) -> str:
                 r.contestant,
                 f"{r.median_ms * scale:.2f}",
                 f"{r.low_ms * scale:.2f} .. {r.high_ms * scale:.2f}",
-                f"{r.over_floor:.2f}",
+                _marked(r, "over_floor", f"{r.over_floor:.2f}"),
                 f"{r.bytes * r.parameters / r.median_ms / 1e6:.0f}" if ours else "",
-                f"{100 / r.over_floor:.0f}" if ours else "",
-                f"{r.speed_up:.2f}",
-                "" if r.host_us is None else f"{r.host_us:.1f}",
+                _marked(r, "over_floor", f"{100 / r.over_floor:.0f}") if ours else "",
+                _marked(r, "speed_up", f"{r.speed_up:.2f}"),
+                "" if r.host_us is None else _marked(r, "host_us", f"{r.host_us:.1f}"),
                 *((r.timed, str(r.input_sets)) if r.timed != "clock" else ("", "")),
             ]
         )
@@ -171,7 +171,7 @@ def update_table(results: Sequence[UpdateResult]) -> str:
         "timed",
         "sets",
     ]
-    return f"**{_title(first)}**: {'; '.join(notes)}\n\n{_table(header, rows)}"
+    return "\n\n".join([f"**{_title(first)}**: {'; '.join(notes)}", _table(header, rows), *_doubts(shown)])
 
 
 def summary(results: Sequence[UpdateResult]) -> str:
@@ -188,12 +188,13 @@ def summary(results: Sequence[UpdateResult]) -> str:
                 _title(ours),
                 f"{ours.floor_ms * scale:.2f} {unit}",
                 f"{ours.median_ms * scale:.2f} {unit}",
-                f"{100 / ours.over_floor:.0f}",
-                "" if ours.host_us is None else f"{ours.host_us:.1f}",
-                *(f"{by_name[name].speed_up:.2f}" if name in by_name else "" for name in others),
+                _marked(ours, "over_floor", f"{100 / ours.over_floor:.0f}"),
+                "" if ours.host_us is None else _marked(ours, "host_us", f"{ours.host_us:.1f}"),
+                *(_marked(r, "speed_up", f"{r.speed_up:.2f}") if (r := by_name.get(name)) else "" for name in others),
             ]
         )
-    return _table(["", "floor", "fused", "% of memory", "host us", *(f"x {name}" for name in others)], rows)
+    note = f"\n\n{_MARK}" if any("?" in cell for row in rows for cell in row[1:]) else ""
+    return _table(["", "floor", "fused", "% of memory", "host us", *(f"x {name}" for name in others)], rows) + note
 
 
 def step_table(results: Sequence[StepResult]) -> str:
@@ -204,10 +205,12 @@ def step_table(results: Sequence[StepResult]) -> str:
             r.contestant,
             f"{r.median_ms:.2f}",
             f"{r.low_ms:.2f} .. {r.high_ms:.2f}",
-            f"{r.overhead_percent:+.2f} %",
+            _marked(r, "overhead_percent", f"{r.overhead_percent:+.2f} %"),
             f"{r.overhead_low_percent:+.2f} .. {r.overhead_high_percent:+.2f}",
             "" if r.update_ms is None else f"{r.update_ms:.3f}",
-            "" if r.update_overhead_percent is None else f"{r.update_overhead_percent:+.2f} %",
+            ""
+            if r.update_overhead_percent is None
+            else _marked(r, "update_overhead_percent", f"{r.update_overhead_percent:+.2f} %"),
         ]
         for r in results
     ]
@@ -217,15 +220,39 @@ def step_table(results: Sequence[StepResult]) -> str:
         f"{first.batch}, {first.size} x {first.size}, {first.optimizer}, {first.variant}"
     )
     verdicts = [_verdict(r) for r in results if is_ours(r.contestant)]
-    return "\n\n".join([f"**{title}**", _table(header, rows), *verdicts])
+    return "\n\n".join([f"**{title}**", _table(header, rows), *_doubts(results), *verdicts])
 
 
 def _verdict(r: StepResult) -> str:
     alone = "" if r.update_overhead_percent is None else f", {r.update_overhead_percent:+.2f} % by its update alone"
-    return (
-        f"{r.contestant} costs {r.overhead_percent:+.2f} % over its two-backward floor{alone} "
-        f"(wanted: at most {WANTED_OVERHEAD:.0f} %)"
-    )
+    wanted = f"wanted: at most {WANTED_OVERHEAD:.0f} %"
+    if "overhead_percent" in r.unreliable:
+        wanted += "; the spread of whole steps is too wide to tell"
+    return f"{r.contestant} costs {r.overhead_percent:+.2f} % over its two-backward floor{alone} ({wanted})"
+
+
+#: What stands behind a figure that is not to be believed, and under the table.
+_MARK = (
+    "?: the spread is too wide to believe this figure, most likely because the machine was busy; measure again on a "
+    "quiet one, or with more --rounds."
+)
+_NAMES = {
+    "over_floor": "x floor",
+    "speed_up": "x fused",
+    "host_us": "host us",
+    "overhead_percent": f"over {FLOOR}",
+    "update_overhead_percent": f"update over {FLOOR}",
+}
+
+
+def _marked(r: Result, field: str, figure: str) -> str:
+    return f"{figure} ?" if field in r.unreliable else figure
+
+
+def _doubts(results: Sequence[Result]) -> list[str]:
+    """What the marks of a table mean, and a line for each reason; nothing where there is no mark."""
+    reasons = [f"- {r.contestant}, {_NAMES[field]}: {why}" for r in results for field, why in r.unreliable.items()]
+    return ["\n".join([_MARK, *reasons])] if reasons else []
 
 
 def _cases(results: Sequence[UpdateResult]) -> list[list[UpdateResult]]:

@@ -14,6 +14,38 @@ YARDSTICKS = ("memory", "reads", "copy", "host")
 #: The contestant that every training step is compared with, and the overhead over it that is wanted at most.
 FLOOR, WANTED_OVERHEAD = "two backwards", 2.0
 
+#: Share of a median that its middle half may be wide; beyond it the figure says more about what else the machine did
+#: than about the contestant. Where :mod:`torch.utils.benchmark` warns that measurements are "highly variable".
+WIDEST = 0.25
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Spread
+
+
+def doubt(samples: Sequence[float], what: str, least: float = 0.0) -> str | None:
+    """Why the median of ``samples`` should not be believed; ``None`` where it may be.
+
+    :param what: the samples are, in the plural.
+    :param least: a middle half that is no wider than this is fine, whatever the median.
+
+    >>> doubt([1.0, 72.0, 140.0], "ratios")
+    'the middle half of 3 ratios is 36.50 .. 106.00, wider than 25 % of their median 72.00'
+    >>> doubt([2.9, 3.0, 3.1], "ratios"), doubt([0.9, 1.0, 2.0], "percent", least=2.0)
+    (None, None)
+    """
+    low, median, high = quartiles(samples)
+    if high - low <= max(least, WIDEST * abs(median)) * (1 + 1e-9):  # rounding is no spread
+        return None
+    limit = f"{100 * WIDEST:.0f} % of their median {median:.2f}" + (f" and than {least:g}" if least else "")
+    return f"the middle half of {len(samples)} {what} is {low:.2f} .. {high:.2f}, wider than {limit}"
+
+
+def _doubts(**samples: tuple[Sequence[float], str, float]) -> dict[str, str]:
+    """:func:`doubt` of each field that there are samples of."""
+    found = {field: doubt(*arguments) for field, arguments in samples.items() if arguments[0]}
+    return {field: reason for field, reason in found.items() if reason is not None}
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Bytes
 
@@ -68,6 +100,9 @@ class UpdateResult:
     timed: str = "clock"  #: on a CPU; on a GPU "queue", "graph" or "eager" (gradprom_ext/bench/__init__.py)
     host_us: float | None = None  #: microseconds to queue a step
     host_samples_us: list[float] = field(repr=False, default_factory=list)
+    unreliable: dict[str, str] = field(
+        default_factory=dict
+    )  #: names of fields above, and why each is not to be believed
 
     @property
     def bytes(self) -> int:
@@ -97,6 +132,9 @@ class StepResult:
     update_overhead_percent: float | None  #: median over rounds of (update - the floor's update) / the floor's time
     samples_ms: list[float] = field(repr=False, default_factory=list)
     update_samples_ms: list[float] = field(repr=False, default_factory=list)
+    unreliable: dict[str, str] = field(
+        default_factory=dict
+    )  #: names of fields above, and why each is not to be believed
 
 
 Result = UpdateResult | StepResult
@@ -129,6 +167,7 @@ def update_results(
     for name, times in samples.items():
         low, median, high = quartiles(times)
         queued = (host or {}).get(name, [])
+        over_floor, speed_up = ratios(times, floors), ratios(times, samples[fused])
         results.append(
             UpdateResult(
                 **common,
@@ -137,13 +176,18 @@ def update_results(
                 low_ms=low * 1e3,
                 high_ms=high * 1e3,
                 floor_ms=statistics.median(floors) * 1e3,
-                over_floor=statistics.median(ratios(times, floors)),
-                speed_up=statistics.median(ratios(times, samples[fused])),
+                over_floor=statistics.median(over_floor),
+                speed_up=statistics.median(speed_up),
                 samples_ms=_rounded(times, 1e3),
                 timed=(timed or {}).get(name, "clock"),
                 input_sets=(input_sets or {}).get(name, 1),
                 host_us=statistics.median(queued) * 1e6 if queued else None,
                 host_samples_us=_rounded(queued, 1e6),
+                unreliable=_doubts(
+                    over_floor=(over_floor, "ratios", 0.0),
+                    speed_up=(speed_up, "ratios", 0.0),
+                    host_us=(_rounded(queued, 1e6), "times", 0.0),
+                ),
             )
         )
     return results
@@ -161,9 +205,11 @@ def step_results(common: Mapping[str, Any], samples: Mapping[str, Sequence[Seque
     results = []
     for name, times in totals.items():
         low, median, high = quartiles(times)
-        overhead = quartiles([100 * (r - 1) for r in ratios(times, totals[FLOOR])])
+        overheads = [100 * (r - 1) for r in ratios(times, totals[FLOOR])]
+        overhead = quartiles(overheads)
         update = updates[name]
-        more = [(u - f) / t for u, f, t in zip(update, updates[FLOOR], totals[FLOOR], strict=True)] if update else []
+        both = zip(update, updates[FLOOR], totals[FLOOR], strict=True) if update else ()
+        more = [100 * (u - f) / t for u, f, t in both]
         results.append(
             StepResult(
                 **common,
@@ -175,9 +221,13 @@ def step_results(common: Mapping[str, Any], samples: Mapping[str, Sequence[Seque
                 overhead_low_percent=overhead[0],
                 overhead_high_percent=overhead[2],
                 update_ms=statistics.median(update) * 1e3 if update else None,
-                update_overhead_percent=100 * statistics.median(more) if more else None,
+                update_overhead_percent=statistics.median(more) if more else None,
                 samples_ms=_rounded(times, 1e3),
                 update_samples_ms=_rounded(update, 1e3),
+                unreliable=_doubts(
+                    overhead_percent=(overheads, "overheads in percent", WANTED_OVERHEAD),
+                    update_overhead_percent=(more, "overheads in percent", WANTED_OVERHEAD),
+                ),
             )
         )
     return results

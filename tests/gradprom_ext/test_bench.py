@@ -6,6 +6,9 @@ import contextlib
 import copy
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -426,8 +429,11 @@ def test_update_results():
     assert (ours.samples_ms, ours.host_samples_us) == ([4, 4, 3], [30, 10, 20])
     cells = rows(report.update_table(results))
     # 24 bytes x 1e6 / 4 ms = 6 GB/s; 1 / 1.5 of what the memory gives.
-    assert cells["gradprom cuda"] == ["4000.00", "3500.00 .. 4000.00", "1.50", "6", "67", "1.00", "20.0", "graph", "7"]
-    assert cells["best PyTorch"][:1] + cells["best PyTorch"][3:6] == ["9000.00", "", "", "3.00"]
+    # Three ratios that differ this much say little: of 2, 1 and 1.5, and of 2, 10 and 3.
+    assert cells["gradprom cuda"] == [
+        *("4000.00", "3500.00 .. 4000.00", "1.50 ?", "6", "67 ?", "1.00", "20.0 ?", "graph", "7")
+    ]
+    assert cells["best PyTorch"][:1] + cells["best PyTorch"][3:6] == ["9000.00", "", "", "3.00 ?"]
     assert "copy" not in cells
     assert "floor 24 B/parameter at the 12.0 GB/s of a copy = 2000.00 us" in report.update_table(results)
     # 2 ms of 4 - 0.005 ms.
@@ -438,10 +444,55 @@ def test_update_results():
     assert rows(report.summary(results))["net, 1.00 M parameters in 3 tensors, sgd"] == [
         "2000.00 us",
         "4000.00 us",
-        "67",
-        "20.0",
-        "3.00",
+        "67 ?",
+        "20.0 ?",
+        "3.00 ?",
     ]
+
+
+def on_a_machine(busy: bool) -> list[UpdateResult]:
+    """Eight rounds; on a busy machine, the others' steps wait for a processor in half of them."""
+    slow = [1.0, 143.0] if busy else [1.0, 1.05]
+    samples = {
+        "gradprom cpu": [1e-3] * 8,
+        "best PyTorch": [3e-3 * slow[i % 2] for i in range(8)],
+        "plain optimizer": [2e-3] * 8,
+        "memory": [0.5e-3] * 8,
+    }
+    return update_results(COMMON, samples, fused="gradprom cpu", yardstick="memory", moved=12e6)
+
+
+def test_a_ratio_of_a_busy_machine_is_not_printed_without_a_word(tmp_path):
+    results = on_a_machine(busy=True)
+    for text in (report.update_table(results), report.summary(results)):
+        assert "216.00 ?" in text and "2.00 |" in text and "2.00 ?" not in text
+        assert "\n\n?: the spread is too wide to believe this figure" in text
+    reason = "the middle half of 8 ratios is 3.00 .. 429.00, wider than 25 % of their median 216.00"
+    assert f"- best PyTorch, x fused: {reason}" in report.update_table(results)
+    report.save(tmp_path / "busy.json", {"torch": "2"}, results)
+    stored = json.loads((tmp_path / "busy.json").read_text())["results"]
+    assert [entry["unreliable"].get("speed_up") for entry in stored] == [None, reason, None, None]
+    assert report.load(tmp_path / "busy.json")[1] == results
+
+
+def test_a_quiet_machine_gets_no_question_marks():
+    results = on_a_machine(busy=False)
+    assert [r.unreliable for r in results] == [{}] * 4
+    assert "?" not in report.update_table(results) + report.summary(results)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "believed"),
+    [([-1.0, 1.0], True), ([-3.0, 1.0], True), ([-8.0, 8.0], False), ([-60.0, -50.0], True), ([18.0, 32.0], False)],
+)
+def test_an_overhead_is_believed_if_it_can_be_told_from_what_is_wanted(ratios, believed):
+    """Percentages: their middle half, half as wide as the two, may span 2, or a quarter of the median."""
+    samples = {"two backwards": [[1.0], [1.0]], "gradprom cpu": [[1 + r / 100] for r in ratios]}
+    common = {"network": "a + b", "parameters": 5, "vr_parameters": 6, "optimizer": "sgd"}
+    _, ours = results = step_results({**common, "variant": "graph", "batch": 4, "size": 32}, samples)
+    table = report.step_table(results)
+    assert ("overhead_percent" not in ours.unreliable) == believed
+    assert (" % ?" not in table) == ("too wide to tell" not in table) == believed
 
 
 def test_step_results():
@@ -689,6 +740,33 @@ def test_update_from_the_command_line(tmp_path, capsys):
     table = capsys.readouterr().out
     block = printed[printed.index("**2x30") : printed.index("\n\nwritten")]
     assert block in table
+
+
+def test_a_file_of_any_name(tmp_path):
+    """On a terminal that cannot show it: nothing measured is lost."""
+    arguments = [
+        "--networks",
+        "2x3",
+        "--optimizers",
+        "sgd",
+        "--rounds",
+        "2",
+        "--device",
+        "cpu",
+        "--json",
+        "[/b] Ü.json",
+    ]
+    shown = subprocess.run(
+        [sys.executable, "-m", "gradprom_ext.bench", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "written: [/b] \\xdc.json" in shown.stdout
+    assert report.load(tmp_path / "[/b] Ü.json")[1]
 
 
 def test_step_from_the_command_line(tmp_path, capsys):

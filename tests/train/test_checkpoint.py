@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from train import checkpoint
-from train.config import RunError
+from train.errors import RunError
 
 
 def parts(width: int = 3) -> dict[str, checkpoint.Part]:

@@ -3,13 +3,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from train import config as config_file
-from train.config import CHANGEABLE, PRESETS, RunConfig, RunError, flag, parse
+from train.config import CHANGEABLE, PRESETS, RunConfig, flag, parse
+from train.errors import RunError
+from train.files import locked
 
 QUICK, PAPER = PRESETS["quick"], PRESETS["paper"]
 
@@ -76,10 +80,12 @@ def test_a_crop_larger_than_the_image():
 @pytest.fixture
 def run_folder(tmp_path):
     """A run of preset quick with a learning rate of its own, and an (empty) checkpoint."""
-    (tmp_path / "checkpoint.pt").touch()
-    settings = dataclasses.replace(QUICK, lr=0.125, out=tmp_path).to_json()
-    (tmp_path / "config.json").write_text(json.dumps(settings))
-    return tmp_path
+    folder = tmp_path / "runs" / "run"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.pt").touch()
+    settings = dataclasses.replace(QUICK, lr=0.125, out=folder).to_json()
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
 
 
 def test_resume_takes_the_settings_of_the_run(run_folder):
@@ -105,6 +111,60 @@ def test_resume_latest(run_folder, tmp_path_factory, monkeypatch):
     assert parse(["--resume", "latest"]).out == run_folder
 
 
+def test_resume_latest_passes_over_runs_at_work(run_folder, monkeypatch, caplog):
+    monkeypatch.setattr(config_file, "RUNS", run_folder.parent)
+    newer = run_folder.with_name("newer")
+    shutil.copytree(run_folder, newer)
+    os.utime(run_folder / "checkpoint.pt", (1e9, 1e9))
+    os.utime(newer / "checkpoint.pt", (2e9, 2e9))
+    assert parse(["--resume", "latest"]).out == newer
+    with locked(newer):
+        assert parse(["--resume", "latest"]).out == run_folder
+        assert f"{newer} is at work; the latest run that is not: {run_folder}" in caplog.text
+        with locked(run_folder), pytest.raises(RunError, match=r"--resume latest: every run under .* is at work"):
+            parse(["--resume", "latest"])
+    assert parse(["--resume", "latest"]).out == newer
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", "fast"),
+        ("lr", None),
+        ("lr", True),
+        ("size", 1.5),
+        ("channels", 7),
+        ("gate", "iron"),
+        ("device", "tpu"),
+        ("dataset", 5),
+        ("out", 5),
+        ("data_root", [1]),
+        ("tensorboard", "yes"),
+        ("epochs", 0),
+    ],
+)
+def test_resume_with_a_damaged_setting(run_folder, name, value):
+    path = run_folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(RunError, match=rf"config\.json does not hold the settings of a run: .*{flag(name)[2:6]}.*"):
+        parse(["--resume", str(run_folder)])
+
+
+def test_a_tilde_is_the_home_in_every_path(tmp_path, monkeypatch, run_folder):
+    """A shell does not expand the one in ``--out=~/x``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parsed = parse(["--out=~/x", "--data-root=~/y"])
+    assert (parsed.out, parsed.data_root) == (tmp_path / "x", tmp_path / "y")
+    parsed = parse(["--resume=~/runs/run", "--out=~/runs/run", "--data-root=~/y"])
+    assert (parsed.out, parsed.data_root) == (run_folder, tmp_path / "y")
+
+
+@pytest.mark.parametrize("name", ["out", "data_root", "resume"])
+def test_a_tilde_without_a_home(name):
+    with pytest.raises(RunError, match=f"^{flag(name)} ~no-such-user/x: there is no such home directory"):
+        parse([f"{flag(name)}=~no-such-user/x"])
+
+
 @pytest.mark.parametrize("missing", ["checkpoint.pt", "config.json"])
 def test_resume_without_a_file(run_folder, missing):
     (run_folder / missing).unlink()
@@ -115,7 +175,7 @@ def test_resume_without_a_file(run_folder, missing):
 @pytest.mark.parametrize("content", ["", "[1]", "{}", '{"lr": 1}'])
 def test_resume_with_damaged_settings(run_folder, content):
     (run_folder / "config.json").write_text(content)
-    with pytest.raises(RunError, match=r"config\.json does not hold the settings of a run"):
+    with pytest.raises(RunError, match=r"config\.json (is damaged|does not hold the settings of a run): "):
         parse(["--resume", str(run_folder)])
 
 

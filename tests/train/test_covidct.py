@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,6 +114,33 @@ class TestReading:
         assert (after == 9).all()
         assert (before != 9).any()
 
+    def test_other_content_of_the_same_size_and_time_is_decoded_again(
+        self, small_covidct: Path, tmp_path: Path
+    ) -> None:
+        """Bitmaps are not compressed: two of them are equal in size."""
+        image = small_covidct / "Images-processed" / "CT_NonCOVID" / "train NonCOVID%0.png"
+        Image.new("L", (20, 20), 100).save(image, format="BMP")
+        before = image.stat()
+        assert (read(small_covidct, tmp_path / "cache").train.images[0] == 100).all()
+        Image.new("L", (20, 20), 200).save(image, format="BMP")
+        os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert (image.stat().st_size, image.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        assert (read(small_covidct, tmp_path / "cache").train.images[0] == 200).all()
+
+    def test_a_touch_makes_no_second_entry(
+        self, small_covidct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cache = tmp_path / "cache"
+        read(small_covidct, cache)
+        entries = sorted(cache.iterdir())
+        monkeypatch.setattr(decode, "decode_images", None)
+        for file in small_covidct.rglob("*.png"):
+            os.utime(file, (1e9, 1e9))
+        read(small_covidct, cache)
+        moved = small_covidct.rename(tmp_path / "moved")
+        read(moved, cache)  # nor does another place
+        assert [path for path in sorted(cache.iterdir()) if path.is_dir()] == [e for e in entries if e.is_dir()]
+
     def test_second_run_decodes_nothing(
         self, small_covidct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -214,15 +243,63 @@ class TestSearch:
         (no_data_at_hand / "data").unlink()
         monkeypatch.setenv("GRADPROM_DATA", str(small_covidct))
         assert found()
-        assert found(no_data_at_hand)  # a root without the data set does not end the search
+        with pytest.raises(DataError, match="neither is nor holds"):  # a root that was given is not passed over
+            found(no_data_at_hand)
         broken = no_data_at_hand / "COVID-CT" / "Data-split"
         broken.mkdir(parents=True)
         with pytest.raises(DataError, match="missing"):  # but one that has it wins over the environment
             found(no_data_at_hand)
 
+    @pytest.mark.parametrize("name", ["COVID-CT-master", "COVID-CT-main"])
+    @pytest.mark.parametrize("inner", ["", "{}"])
+    def test_what_a_zip_file_of_github_unpacks_to(
+        self, small_covidct: Path, no_data_at_hand: Path, name: str, inner: str
+    ) -> None:
+        """Given itself, or the folder that holds it (with Windows, a folder of the same name)."""
+        root = no_data_at_hand / name / inner.format(name)
+        shutil.copytree(small_covidct, root, dirs_exist_ok=True)
+        for given in {root, root.parent}:
+            data = load("covidct", root=given, source="real", size=16, cache_dir="cache")
+            assert data.folder == root
+            assert len(data.train) == 4
+
+    @pytest.mark.parametrize("source", ["real", "auto"])
+    def test_a_root_that_was_given_has_to_hold_the_data(
+        self, small_covidct: Path, no_data_at_hand: Path, monkeypatch: pytest.MonkeyPatch, source: str
+    ) -> None:
+        """Even where they could be found elsewhere; it was not asked for those."""
+        monkeypatch.setenv("GRADPROM_DATA", str(small_covidct))
+        (no_data_at_hand / "empty").mkdir()
+        nested = no_data_at_hand / "outer" / "inner" / "COVID-CT"
+        shutil.copytree(small_covidct, nested)
+        for given, words in (
+            ("typo", "--data-root typo: there is no such folder"),
+            ("empty", "--data-root empty neither is nor holds the folder of COVID-CT (COVID-CT); get it from https"),
+            (nested / "Images-processed", f"did you mean {nested}?"),
+            (no_data_at_hand / "outer", f"did you mean {nested}?"),
+        ):
+            with pytest.raises(DataError) as caught:
+                load("covidct", root=given, source=source, size=16)
+            assert not isinstance(caught.value, DataUnavailableError)
+            assert words in str(caught.value)
+
+    def test_the_environment_is_passed_over_but_not_in_silence(
+        self,
+        small_covidct: Path,
+        no_data_at_hand: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """It may be there for other data sets."""
+        (no_data_at_hand / "data").symlink_to(small_covidct.parent)
+        monkeypatch.setenv("GRADPROM_DATA", "~/elsewhere")
+        data = load("covidct", source="real", size=16)
+        assert data.folder == Path("data/COVID-CT")
+        assert f"COVID-CT is not in $GRADPROM_DATA ({no_data_at_hand}/elsewhere)" in caplog.text
+
     def test_real_says_where_it_looked_and_what_to_do(self, no_data_at_hand: Path) -> None:
         with pytest.raises(DataUnavailableError) as caught:
-            load("covidct", root=no_data_at_hand / "here", source="real")
+            load("covidct", formerly=no_data_at_hand / "here", source="real")
         for part in (f"{no_data_at_hand}/here, data", "no network", module.CovidCT.homepage, "--data-root"):
             assert part in str(caught.value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import shutil
 import socket
 import stat
 import threading
@@ -99,12 +100,34 @@ def test_good(server: object, small_covidct: Path, tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["COVID-CT"]
 
 
-def test_load_fetches_once_into_the_data_root(server: object, tmp_path: Path, no_data_at_hand: Path) -> None:
+def test_load_fetches_once_into_the_data_root(
+    server: object, tmp_path: Path, no_data_at_hand: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "root"
-    assert load("covidct", root=root, source="auto", size=16).source == "real"
+    monkeypatch.setenv("GRADPROM_DATA", str(root))
+    assert load("covidct", source="auto", size=16).source == "real"
     server.shutdown()
     assert load("covidct", root=root, source="real", size=16).source == "real"
     assert (root / "COVID-CT" / IMAGES).is_dir()
+
+
+def test_another_process_fetches_it_meanwhile(
+    server: object, small_covidct: Path, tmp_path: Path, no_data_at_hand: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs that start together must not end up one with real data and the other with phantoms."""
+    monkeypatch.setenv("GRADPROM_DATA", str(tmp_path / "root"))
+    verify = module.verify
+
+    def verify_slowly(folder: Path, manifest: object) -> None:
+        verify(folder, manifest)
+        fetched = tmp_path / "root" / "COVID-CT"
+        if not fetched.exists():
+            shutil.copytree(folder, fetched)
+
+    monkeypatch.setattr(module, "verify", verify_slowly)
+    data = load("covidct", source="auto", size=16)
+    assert (data.source, data.folder) == ("real", tmp_path / "root" / "COVID-CT")
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["COVID-CT"]
 
 
 def test_line_ends_of_the_lists_do_not_matter(server: object, small_covidct: Path, tmp_path: Path) -> None:

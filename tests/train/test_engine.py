@@ -12,10 +12,10 @@ from torch import nn
 
 from models import VR, UnknownNameError
 from train import engine as engine_file
-from train.config import RunError
 from train.data import ImageData, Subset
 from train.degradations import DEGRADATIONS, Gaussian
 from train.engine import Engine, course
+from train.errors import RunError
 from train.progress import Display, Stop
 from train.steps import COLUMNS, StepTable
 from train.strategies import STRATEGIES
@@ -277,3 +277,78 @@ def test_steps_wait_for_nobody(tmp_path, monkeypatch):
 
 def test_tiny_vr_is_registered():
     assert "tiny" in VR
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The rehearsal
+
+
+def test_the_rehearsal_changes_no_digit(tmp_path, monkeypatch):
+    """Against engines without one: first weights, random state, and every digit of a run."""
+    for strategy in ("gradprom", "frozen"):
+        torch.manual_seed(7)
+        rehearsed = make(tmp_path / f"a {strategy}", strategy=strategy)
+        after = torch.get_rng_state()
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_file, "rehearse", lambda *args, **kwargs: None)
+            torch.manual_seed(7)
+            other = make(tmp_path / f"b {strategy}", strategy=strategy)
+        assert torch.equal(after, torch.get_rng_state())
+        assert all(torch.equal(value, weights(other)[key]) for key, value in weights(rehearsed).items())
+        assert rehearsed.networks[1][1].num_batches_tracked == 0
+        assert train(rehearsed) and train(other)
+        assert_same_run(rehearsed, other)
+
+
+class Flat(nn.Sequential):
+    """Diagnoses crops of 8 x 8 pixels and nothing else."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64 * channels, num_classes))
+
+
+class NoMemory(Flat):
+    def forward(self, x):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB.")
+
+
+@pytest.mark.parametrize(
+    ("network", "changes", "message"),
+    [
+        (
+            None,
+            {"vr": "resnet18", "batch_size": 1},
+            "with --batch-size 1 and --crop 8 .* --vr resnet18: Expected",
+        ),
+        (None, {"crop": 2}, "a step with --batch-size 4 and --crop 2 .* a larger --batch-size or --crop"),
+        (Flat, {}, r"the evaluation of an image of 16 x 16 px .* another --size"),
+        (NoMemory, {}, "out of memory.* give a smaller --batch-size or --crop"),
+    ],
+)
+def test_what_would_fail_in_a_run_fails_before_it(tmp_path, monkeypatch, network, changes, message):
+    if network is not None:
+        monkeypatch.setitem(VR._factories, "tiny", network)
+    with pytest.raises(RunError, match=message) as error:
+        make(tmp_path / "run", **changes)
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_batch_of_one_trains_where_the_networks_allow_it(tmp_path):
+    """And an incomplete last batch, of one image, is none: 13 images in batches of 12."""
+    assert train(make(tmp_path / "one", batch_size=1, max_steps=2))
+    assert train(make(tmp_path / "none", strategy="ip-only", batch_size=1, crop=2, max_steps=2))
+    engine = make(tmp_path / "twelve", batch_size=12, vr="resnet18")
+    assert train(engine) and engine.steps == 2
+
+
+def test_frozen_without_pretraining(tmp_path):
+    assert train(make(tmp_path / "run", strategy="frozen", pretrain_epochs=0, max_steps=1))
+
+
+def test_a_test_split_without_labels(tmp_path):
+    data = image_data()
+    test_set = Subset(data.test.images, None, None, data.test.names)
+    poor = ImageData("poor", "real", data.class_names, data.train, data.val, test_set)
+    with pytest.raises(RunError, match="needs a diagnosis"):
+        make(tmp_path / "run", data=poor)

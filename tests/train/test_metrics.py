@@ -15,7 +15,7 @@ from train import metrics
 from train.data import load
 from train.data.cache import ArrayCache
 from train.degradations import Downsample, Gaussian, fixed_seeds
-from train.metrics import accuracy, classical_quality, image_quality, restore_classical
+from train.metrics import PSNR_CAP, accuracy, classical_quality, image_quality, psnr_of, restore_classical
 
 
 @pytest.fixture
@@ -52,8 +52,35 @@ def test_a_single_image(clean: torch.Tensor) -> None:
 
 def test_a_perfect_image(clean: torch.Tensor) -> None:
     quality = image_quality(clean, clean)
-    assert quality.mean_psnr == math.inf
+    assert quality.mean_psnr == PSNR_CAP == 60
+    assert quality.capped == len(clean)
     assert quality.mean_ssim == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("error", "psnr"), [(0.1, 20), (1.1e-3, 59.172), (0.9e-3, 60), (1e-6, 60), (0, 60)])
+def test_the_cap_is_an_error_of_a_thousandth(error: float, psnr: float) -> None:
+    black = torch.zeros(1, 1, 16, 16)
+    assert image_quality(black + error, black).mean_psnr == pytest.approx(psnr, abs=1e-3)
+    assert psnr_of(black + error, black).item() == pytest.approx(psnr, abs=1e-3)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (0.5, 0.25)])
+def test_similarity_of_constant_images(a: float, b: float) -> None:
+    """Variances and covariance are 0, so the definition leaves (2ab + C1) / (a^2 + b^2 + C1)."""
+    image = torch.ones(1, 1, 16, 16)
+    expected = (2 * a * b + 1e-4) / (a * a + b * b + 1e-4)
+    assert image_quality(image * a, image * b).mean_ssim == pytest.approx(expected, abs=1e-3)
+
+
+def test_nan_is_neither_forgotten_nor_right(clean: torch.Tensor) -> None:
+    images = clean[:3].clone()
+    images[1, 0, 3, 4] = math.nan
+    quality = image_quality(images, clean[:3])
+    assert quality.psnr.isnan().tolist() == quality.ssim.isnan().tolist() == [False, True, False]
+    assert quality.undefined == 1
+    assert math.isnan(quality.mean_psnr) and math.isnan(quality.mean_ssim)
+    logits = torch.tensor([[1.0, 0.0], [math.nan, math.nan], [0.0, math.nan], [0.0, 1.0]])
+    assert accuracy(logits, torch.tensor([0, 0, 1, 1])) == 0.5
 
 
 def test_quality_refuses_other_shapes(clean: torch.Tensor) -> None:

@@ -34,6 +34,16 @@ def test_on_a_terminal_there_is_a_bar():
     assert "\x1b" in text and "1100/1100" in text and all(part in text for part in (*TOLD, "images/s"))
 
 
+def test_a_narrow_terminal_cuts_nothing_off():
+    out = io.StringIO()
+    display = Display(Console(file=out, force_terminal=True, width=80, color_system=None), batch_size=4)
+    with display.phase("training", done=0, steps=424) as tell:
+        tell(100, ROW)
+    text = out.getvalue().replace("\x1b[2K", " ")  # erases the line
+    words = {word for part in TOLD for word in part.split()}
+    assert "…" not in text and "100/424" in text and words | {"training", "images/s"} <= set(text.split())
+
+
 def test_only_what_was_measured_is_shown():
     assert measured({"aux_loss": 0.5}) == "VR loss 0.50"
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from train.files import LOCK
+
 from .tiny import arguments
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +79,7 @@ def test_asked_to_stop(tmp_path, whole, number):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, (out, err)
     assert "Traceback" not in err
+    assert not (folder / LOCK).exists()
     assert f"python -m train.run --resume '{folder}'" in out
 
     if number == signal.SIGINT:  # once is enough: the two differ in nothing else

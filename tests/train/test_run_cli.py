@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,7 @@ def test_a_run(strategy, capsys):
     folder = Path(f"runs/tiny-denoise-{strategy}-s0-PHANTOM")
     files = {
         "config.json",
+        "data.json",
         "steps.csv",
         "metrics.json",
         "checkpoint.pt",
@@ -102,7 +104,7 @@ def test_the_run_folder_tells_all(capsys):
     checkpoint = torch.load("here/checkpoint.pt", weights_only=True)
     assert checkpoint["step"] == 2
     with safe_open("here/weights.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["config"]) == settings
+        assert json.loads(file.metadata()["config"]) == settings | {"out": None}
         assert {name.split(".")[0] for name in file.keys()} == {"ip", "vr"}  # noqa: SIM118 (it is no dict)
         assert torch.equal(file.get_tensor("ip.tail.weight"), checkpoint["ip"]["tail.weight"])
 
@@ -121,9 +123,38 @@ def test_super_resolution(capsys):
     assert "classical: bicubic" in capsys.readouterr().out
 
 
-def test_without_noise_there_is_no_finite_psnr():
+def test_without_noise_every_image_counts_with_the_cap(capsys):
     assert main(arguments(sigma=0, max_steps=1, out="noiseless")) == 0
-    assert metrics_of(Path("noiseless"))["psnr_degraded"] is None
+    metrics = metrics_of(Path("noiseless"))
+    assert metrics["psnr_degraded"] == metrics["psnr_classical"] == metrics["psnr_cap"]
+    assert metrics["psnr_capped_degraded"] == metrics["psnr_capped_classical"] == metrics["n_test"]
+    assert "reached by 6 degraded, 6 classical" in capsys.readouterr().out
+
+
+def test_a_network_that_makes_nan_has_no_mean(capsys, monkeypatch):
+    """Nor an image among the well enhanced ones of the panel."""
+    from train import evaluation, figures
+
+    apply, shown = evaluation._apply, {}
+
+    def spoiled(network, images, device):
+        result = apply(network, images, device)
+        if result.ndim == 4:
+            result[0] = math.nan
+        return result
+
+    def spy(path, **panel):
+        shown.update(panel)
+        save(path, **panel)
+
+    save = figures.save_panel
+    monkeypatch.setattr(evaluation, "_apply", spoiled)
+    monkeypatch.setattr(figures, "save_panel", spy)
+    assert main(arguments(max_steps=1, out="spoiled")) == 0
+    metrics = json.loads(Path("spoiled/metrics.json").read_text(), parse_constant=pytest.fail)
+    assert (metrics["psnr"], metrics["ssim"], metrics["undefined"], metrics["undefined_degraded"]) == (None, None, 1, 0)
+    assert "NaN in 1 enhanced images, so there is no mean" in capsys.readouterr().out
+    assert shown["enhanced"].isnan().any((1, 2, 3)).tolist() == [True, False, False]  # the worst of the three
 
 
 def test_an_older_run_is_never_overwritten(capsys):

@@ -9,6 +9,8 @@ from typing import Literal, get_args
 
 from train.data.base import DATASETS, DataError, DataSet, DataUnavailableError, ImageData, Subset
 from train.data.cache import ArrayCache, default_cache_dir
+from train.errors import reason
+from train.files import expanded
 
 __all__ = ["DATASETS", "DataError", "DataUnavailableError", "ImageData", "Source", "Subset", "load"]
 
@@ -20,6 +22,7 @@ def load(
     name: str,
     *,
     root: str | os.PathLike[str] | None = None,
+    formerly: Path | None = None,
     source: Source = "auto",
     size: int = 128,
     channels: int = 1,
@@ -28,11 +31,13 @@ def load(
 ) -> ImageData:
     """Loads a data set; on its first use also fetches and decodes it.
 
-    It is looked for in ``root``, ``$GRADPROM_DATA`` and ``./data``, each of which may be the data set's folder itself
-    or the folder that holds it. Found nowhere, it is downloaded into the first of these.
+    A ``root`` has to hold it. Without one it is looked for in ``formerly``, ``$GRADPROM_DATA`` and ``./data``. Each of
+    these may be the data set's folder itself or the folder that holds it (under its own name, or that of GitHub's zip
+    file, with ``-master`` at its end). Found in none of them, it is downloaded into ``$GRADPROM_DATA`` or ``./data``.
 
     :param name: one of ``DATASETS``.
-    :param root: where to look first.
+    :param root: where it is.
+    :param formerly: where it once was, and may have left.
     :param source: ``"real"``: the real images or an error. ``"phantom"``: generated images. ``"auto"``: the real images
         if they are here or can be fetched, else phantoms, said in one log line. Real data that are here but damaged are
         an error in both cases: no one should train on phantoms because of a typo in a list file.
@@ -40,7 +45,8 @@ def load(
     :param channels: 1 (grey) or 3 (RGB).
     :param cache_dir: where decoded images are kept; ``$GRADPROM_CACHE`` or ``~/.cache/gradprom_ext`` by default.
     :param progress: show progress bars on stderr.
-    :raises DataError: no data, or data that are incomplete, damaged or contradictory.
+    :raises DataError: no data, or data that are incomplete, damaged, unreadable or contradictory.
+    :raises RunError: an environment variable is not understood.
     :raises UnknownNameError: there is no data set called ``name``.
     :raises ValueError: ``source``, ``size`` or ``channels`` is out of range.
     """
@@ -51,12 +57,14 @@ def load(
     if not 16 <= size <= 4096:
         raise ValueError(f"size must be between 16 and 4096 pixels, not {size!r}")
     dataset = DATASETS.build(name)
-    cache = ArrayCache(Path(cache_dir) if cache_dir is not None else default_cache_dir())
+    cache = ArrayCache(expanded(cache_dir, "cache_dir") if cache_dir is not None else default_cache_dir())
 
     if source != "phantom":
         try:
-            path = _find_or_fetch(dataset, root, progress)
+            path = _find_or_fetch(dataset, root, formerly, progress)
             return dataset.read(path, size=size, channels=channels, cache=cache, progress=progress)
+        except OSError as error:
+            raise DataError(f"{error.filename or dataset.title} cannot be read: {reason(error)}") from error
         except DataUnavailableError as error:
             if source == "real":
                 raise
@@ -64,29 +72,64 @@ def load(
     return dataset.phantom(size=size, channels=channels, cache=cache, progress=progress)
 
 
-def _find_or_fetch(dataset: DataSet, root: str | os.PathLike[str] | None, progress: bool) -> Path:
+def _find_or_fetch(
+    dataset: DataSet, root: str | os.PathLike[str] | None, formerly: Path | None, progress: bool
+) -> Path:
     """The data set's folder.
 
     :raises DataUnavailableError: it is nowhere and cannot be downloaded.
-    :raises DataError: a root is a file.
+    :raises DataError: ``root`` does not hold it, or a place to look is a file.
+    :raises OSError: a place to look cannot be read.
     """
-    roots = [Path(given).expanduser() for given in (root, os.environ.get("GRADPROM_DATA"), "data") if given]
-    for candidate in roots:
-        if candidate.exists() and not candidate.is_dir():
-            raise DataError(f"the data root {candidate} is a file; give the folder that holds {dataset.folder}")
-        for path in (candidate, candidate / dataset.folder):
-            if dataset.is_at(path):
-                return path
-    target = roots[0] / dataset.folder
+    if root is not None:
+        given = expanded(root, "--data-root")
+        if (path := _find(dataset, given)) is None:
+            raise DataError(_not_there(dataset, given))
+        return path
+    if formerly is not None and (path := _find(dataset, formerly)) is not None:
+        return path
+    variable = os.environ.get("GRADPROM_DATA")
+    places = [expanded(variable, "$GRADPROM_DATA")] if variable else []
+    places.append(Path("data"))
+    for place in places:
+        if (path := _find(dataset, place)) is not None:
+            return path
+        if variable and place == places[0]:  # it may hold other data sets, so this is no error, but no secret either
+            logger.warning("%s is not in $GRADPROM_DATA (%s); looking elsewhere.", dataset.title, place)
+    target = places[0] / dataset.folder
     try:
         dataset.download(target, progress=progress)
     except DataUnavailableError as error:
-        searched = ", ".join(str(candidate) for candidate in roots)
+        if (path := _find(dataset, places[0])) is not None:
+            return path  # of two runs that started together, the other one was first
+        searched = ", ".join(str(place) for place in ([formerly] if formerly else []) + places)
         raise DataUnavailableError(
             f"{dataset.title} is not in {searched}, and could not be downloaded: {error}. "
             f"Get it from {dataset.homepage} and give its folder with --data-root or $GRADPROM_DATA."
         ) from error
     return target
+
+
+def _find(dataset: DataSet, place: Path) -> Path | None:
+    """The data set's folder, if ``place`` is or holds it."""
+    if place.exists() and not place.is_dir():
+        raise DataError(f"the data root {place} is a file; give the folder that holds {dataset.folder}")
+    # The last two are what a branch of a GitHub repository unpacks to.
+    names = (dataset.folder, f"{dataset.folder}-master", f"{dataset.folder}-main")
+    return next((path for path in (place, *(place / name for name in names)) if dataset.is_at(path)), None)
+
+
+def _not_there(dataset: DataSet, given: Path) -> str:
+    """Why a data root is refused, and which folder may have been meant."""
+    if not given.exists():
+        return (
+            f"--data-root {given}: there is no such folder. To have {dataset.title} downloaded, leave the flag out "
+            "($GRADPROM_DATA or data/ is where it goes)"
+        )
+    nearby = [given.absolute().parent, *sorted(each for each in given.iterdir() if each.is_dir())]
+    meant = next((path for each in nearby if (path := _find(dataset, each)) is not None), None)
+    hint = f"did you mean {meant}?" if meant else f"get it from {dataset.homepage}, or leave the flag out"
+    return f"--data-root {given} neither is nor holds the folder of {dataset.title} ({dataset.folder}); {hint}"
 
 
 # Registration: one line per data set.

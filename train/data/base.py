@@ -12,6 +12,7 @@ import numpy as np
 
 from models.registry import Registry
 from train.data.cache import ArrayCache
+from train.errors import RunError
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 
 
-class DataError(Exception):
+class DataError(RunError):
     """Something about the data that the user can put right; the message names the culprit and what to do."""
 
 
@@ -76,6 +77,7 @@ class ImageData:
     :param name: its name on the command line (``"covidct"``).
     :param source: ``"real"``, or ``"phantom"`` for generated images.
     :param class_names: what the labels 0, 1, ... mean.
+    :param folder: where real images were read from.
     """
 
     name: str
@@ -84,6 +86,7 @@ class ImageData:
     train: Subset
     val: Subset
     test: Subset
+    folder: Path | None = None
 
     @property
     def channels(self) -> int:
@@ -122,6 +125,7 @@ class DataSet(ABC):
         """Reads the data set from its folder.
 
         :raises DataError: anything is missing, damaged or contradictory.
+        :raises OSError: a file or folder cannot be read.
         """
 
     @abstractmethod

@@ -74,11 +74,13 @@ class CovidCT(DataSet):
                 for split in SPLITS
             }
 
+        every = [file for split in SPLITS for file in paths[split]]
+        digests = dict(zip(every, cache.digests(path, every), strict=True))
         key = {
             "data set": self.name,
             "size": size,
             "channels": channels,
-            "files": {split: [_stamp(file) for file in paths[split]] for split in SPLITS},
+            "files": {split: [[file.name, digests[file]] for file in paths[split]] for split in SPLITS},
             "decoder": file_sha256(Path(decode.__file__)),
             "pillow": PIL.__version__,
         }
@@ -87,6 +89,7 @@ class CovidCT(DataSet):
             name=self.name,
             source="real",
             class_names=CLASS_NAMES,
+            folder=path,
             **{
                 split: Subset(images[split], labels[split], None, tuple(file.name for file in paths[split]))
                 for split in SPLITS
@@ -162,8 +165,3 @@ def _existing_folder(path: Path) -> Path:
     archive = path.with_name(f"{path.name}.zip")
     hint = f"unzip {archive} there" if archive.is_file() else "the data set has its images in it"
     raise DataError(f"the image folder {path} is missing; {hint}")
-
-
-def _stamp(file: Path) -> tuple[str, int, int]:
-    status = file.stat()
-    return file.name, status.st_size, status.st_mtime_ns

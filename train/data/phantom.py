@@ -84,7 +84,7 @@ def chest_ct(
     }
     images = cache.arrays(f"{name}-phantom-{size}px-{channels}ch", key, draw)
     subsets = {split: Subset(images[split], labels[split], None, tuple(names[split])) for split in SPLITS}
-    return ImageData(name=name, source="phantom", class_names=class_names, **subsets)
+    return ImageData(name=name, source="phantom", class_names=class_names, folder=None, **subsets)
 
 
 def chest_slice(seed: int, *, diseased: bool, size: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 import gradprom_ext as gp
 from train.batches import Batch
 from train.config import GateName
+from train.metrics import right
 
 Phase = Literal["pretrain", "train"]
 GradPromOptimizer = gp.GradPromSGD | gp.GradPromAdam
@@ -105,7 +106,7 @@ class Strategy(ABC):
 
 def share_right(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of the labels that the largest logit names: ``[N, K]``, ``[N]`` -> ``[]``."""
-    return (logits.detach().argmax(1) == labels).float().mean()
+    return right(logits.detach(), labels).float().mean()
 
 
 class Advised(Strategy):
