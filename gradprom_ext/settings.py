@@ -63,6 +63,11 @@ DEFAULTS: StepSettings = {
 }
 
 
+def _annotations() -> list[tuple[str, str]]:
+    """The settings' types as they are written above; a ``TypedDict`` wraps them into forward references."""
+    return [(name, getattr(a, "__forward_arg__", str(a))) for name, a in StepSettings.__annotations__.items()]
+
+
 def with_settings(function: F) -> F:
     """Shows the settings one by one in ``help()`` and to ``inspect.signature``, where ``function`` takes
     ``**settings``, and refuses unknown ones under the function's own name."""
@@ -71,7 +76,7 @@ def with_settings(function: F) -> F:
     names = {p.name for p in own}
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS[name], annotation=annotation)  # type: ignore[literal-required]
-        for name, annotation in StepSettings.__annotations__.items()
+        for name, annotation in _annotations()
         if name not in names
     ]
     known = names | {p.name for p in shared}

@@ -195,6 +195,31 @@ def test_accelerate():
     assert_same(task, cosines)
 
 
+def test_accelerate_accumulates_micro_batches():
+    """Its wrapper leaves out ``step`` and ``zero_grad`` until the last one."""
+    accelerate = pytest.importorskip("accelerate")
+    outcomes = []
+    for wrapped in (True, False):
+        task = Task()
+        opt, _ = task.optimizers()
+        if wrapped:
+            accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=3)
+            task, opt = accelerator.prepare(task, opt)
+            for batch in range(6):
+                with accelerator.accumulate(task):
+                    opt.optimizer.backward(*task.losses(batch))
+                    opt.step()
+                    opt.zero_grad()
+        else:
+            for batch in range(6):
+                opt.backward(*task.losses(batch))
+                if batch % 3 == 2:
+                    opt.step()
+                    opt.zero_grad()
+        outcomes.append([p.detach() for p in task.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
 # Arguments and checkpoints of torch.optim ----------------------------------------------------------------------------
 
 
