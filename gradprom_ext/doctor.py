@@ -8,13 +8,29 @@ import sys
 import torch
 
 from . import backends
-from .version import __version__
+from .version import TESTED_TORCH, __version__
 
 
 def devices() -> list[torch.device]:
     """The CPU and every GPU PyTorch sees."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return [torch.device("cpu"), *(torch.device("cuda", i) for i in range(count))]
+
+
+def tested(version: str) -> str:
+    """What is known about a version of PyTorch.
+
+    >>> tested("2.13.0+cpu")
+    'tested with 2.10 to 2.14, which 2.13.0+cpu is one of'
+    >>> tested("3.0.0")
+    'tested with 2.10 to 2.14; 3.0.0 is newer: run the tests (pip install -e ".[test]" && pytest)'
+    """
+    known = " to ".join(".".join(map(str, pair)) for pair in TESTED_TORCH)
+    own = tuple(map(int, version.split(".")[:2]))
+    if TESTED_TORCH[0] <= own <= TESTED_TORCH[1]:
+        return f"tested with {known}, which {version} is one of"
+    relation = "newer" if own > TESTED_TORCH[1] else "older"
+    return f'tested with {known}; {version} is {relation}: run the tests (pip install -e ".[test]" && pytest)'
 
 
 def report() -> str:
@@ -24,6 +40,7 @@ def report() -> str:
         f"gradprom_ext {__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}, "
         f"{platform.system()} {platform.machine()}",
     ]
+    lines.append(f"PyTorch: {tested(torch.__version__)}")
     if extension is None:
         lines.append(f"compiled module: no ({problem})")
     else:
