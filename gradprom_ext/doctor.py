@@ -17,12 +17,12 @@ def devices() -> list[torch.device]:
     return [torch.device("cpu"), *(torch.device("cuda", i) for i in range(count))]
 
 
-def tested(version: str) -> str:
+def standing_of(version: str) -> str:
     """What is known about a version of PyTorch.
 
-    >>> tested("2.13.0+cpu")
+    >>> standing_of("2.13.0+cpu")
     'tested with 2.10 to 2.14, which 2.13.0+cpu is one of'
-    >>> tested("3.0.0")
+    >>> standing_of("3.0.0")
     'tested with 2.10 to 2.14; 3.0.0 is newer: run the tests (pip install -e ".[test]" && pytest)'
     """
     known = " to ".join(".".join(map(str, pair)) for pair in TESTED_TORCH)
@@ -40,7 +40,7 @@ def report() -> str:
         f"gradprom_ext {__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}, "
         f"{platform.system()} {platform.machine()}",
     ]
-    lines.append(f"PyTorch: {tested(torch.__version__)}")
+    lines.append(f"PyTorch: {standing_of(torch.__version__)}")
     if extension is None:
         lines.append(f"compiled module: no ({problem})")
     else:
