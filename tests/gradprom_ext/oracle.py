@@ -52,8 +52,10 @@ def decide(
             value = max(0.0, cosine) if cosine >= threshold else 0.0
         elif gate in ("always", "project"):
             value = 1.0
-        else:
+        elif gate == "never":
             value = 0.0
+        else:
+            raise ValueError(f"the oracle knows no gate {gate!r}")
         if gate == "project" and cosine < 0:
             g = g - np.dot(g, g0) / np.dot(g0, g0) * g0
         if value != 0.0:
