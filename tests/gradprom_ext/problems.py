@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 import gradprom_ext as gp
+from gradprom_ext import policy
 
 from . import oracle
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 HALF = [torch.float16, torch.bfloat16]
-GATES = ["hard", "soft", "always", "never", "project"]
+GATES = list(policy.GATES)
 
 
 def bits(t: torch.Tensor) -> bytes:
