@@ -12,6 +12,7 @@ Layout of the folder, as its authors publish it (the two image folders are zip f
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -85,16 +86,11 @@ class CovidCT(DataSet):
             "pillow": PIL.__version__,
         }
         images = cache.arrays(f"{self.name}-{size}px-{channels}ch", key, decode_all)
-        return ImageData(
-            name=self.name,
-            source="real",
-            class_names=CLASS_NAMES,
-            folder=path,
-            **{
-                split: Subset(images[split], labels[split], None, tuple(file.name for file in paths[split]))
-                for split in SPLITS
-            },
-        )
+        subsets: dict[str, Any] = {
+            split: Subset(images[split], labels[split], None, tuple(file.name for file in paths[split]))
+            for split in SPLITS
+        }
+        return ImageData(name=self.name, source="real", class_names=CLASS_NAMES, folder=path, **subsets)
 
     def phantom(self, *, size: int, channels: int, cache: ArrayCache, progress: bool) -> ImageData:
         return phantom.chest_ct(

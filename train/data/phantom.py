@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -23,7 +24,7 @@ from PIL import Image, ImageDraw
 
 from train.data.base import SPLITS, ImageData, Subset
 from train.data.cache import ArrayCache, file_sha256
-from train.degradations import stable_seed
+from train.seeds import stable_seed
 
 _OVERSAMPLING = 2
 _AIR, _FAT, _MUSCLE, _BLOOD, _MARROW, _CORTEX = -1000.0, -95.0, 45.0, 50.0, 230.0, 620.0  # Hounsfield units
@@ -83,7 +84,9 @@ def chest_ct(
         "libraries": [np.__version__, PIL.__version__],
     }
     images = cache.arrays(f"{name}-phantom-{size}px-{channels}ch", key, draw)
-    subsets = {split: Subset(images[split], labels[split], None, tuple(names[split])) for split in SPLITS}
+    subsets: dict[str, Any] = {
+        split: Subset(images[split], labels[split], None, tuple(names[split])) for split in SPLITS
+    }
     return ImageData(name=name, source="phantom", class_names=class_names, folder=None, **subsets)
 
 
