@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from train.data import ImageData, load
-from train.data.phantom import chest_slice
+from train.data.phantoms.chest_ct import chest_slice
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,14 @@ def test_no_image_occurs_twice(data: ImageData) -> None:
 
 
 def test_cached(data: ImageData, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.data.phantom.chest_slice", None)
+    monkeypatch.setattr("train.data.phantoms.chest_ct.chest_slice", None)
     again = load("covidct", source="phantom", size=32, cache_dir=cache_dir)
     assert (again.train.images == data.train.images).all()
 
 
 def test_three_channels_are_equal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     counts = {split: {"NonCOVID": 1, "COVID": 1} for split in ("train", "val", "test")}
-    monkeypatch.setattr("train.data.covidct.PHANTOM_COUNTS", counts)
+    monkeypatch.setattr("train.data.sets.covidct.PHANTOM_COUNTS", counts)
     data = load("covidct", source="phantom", size=32, channels=3, cache_dir=tmp_path)
     assert data.test.images.shape == (2, 32, 32, 3)
     assert (data.test.images == data.test.images[..., :1]).all()
