@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from train.data import DATASETS, DataError, DataUnavailableError, ImageData, load, readers
-from train.data.sets import covidct as module
 from train.data.download import read_manifest, verify
+from train.data.sets import covidct as module
 
 
 def read(path: Path, cache_dir: Path, **options: object) -> ImageData:
