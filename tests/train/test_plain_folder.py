@@ -235,6 +235,16 @@ class TestImagesAndMasks:
         assert found["sc\u00e4n.png"][1] == 1
         assert unicodedata.normalize("NFD", "sc\u00e4n.png") not in found
 
+    def test_the_same_image_in_two_splits(self, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+        shutil.copy(root / "images" / "scan.v1.3.png", root / "images" / "scan.v1.8.png")
+        for other, warned in (("test", True), ("train", False)):
+            split = {3: "train", 8: other, 9: "test"}
+            table(root, [f"scan.v1.{i}.png,{split.get(i, 'val')}" for i in range(10)], header="image,split")
+            caplog.clear()
+            with caplog.at_level(logging.WARNING):
+                read(root)
+            assert ("scan.v1.3.png in train and scan.v1.8.png in test" in caplog.text) == warned
+
     def test_two_names_that_look_alike(self, root: Path) -> None:
         for form in ("NFC", "NFD"):
             shutil.copy(root / "images" / "scan.v1.3.png", root / "images" / unicodedata.normalize(form, "\u00e4.png"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from train.data.base import SPLITS, Arrays, DataError, DataSet, Example, ImageDa
 from train.data.cache import ArrayCache, file_sha256
 
 _LIBRARIES = ("numpy", "pillow", "tifffile")
+logger = logging.getLogger(__name__)
 
 
 def decoded(
@@ -26,8 +28,10 @@ def decoded(
     :raises DataError: a file is missing, damaged, or does not go with the others.
     :raises OSError: a file cannot be read.
     """
+    _check(listing, dataset)
     files = sorted({file for each in _examples(listing) for reader in _readers(each) for file in reader.files})
     digests = dict(zip(files, cache.digests(folder, files), strict=True))
+    _warn_of_copies(listing, digests, dataset)
     key = {
         "data set": dataset.name,
         "size": view.size,
@@ -70,6 +74,35 @@ def _examples(listing: Listing) -> list[Example]:
 
 def _readers(example: Example) -> list[readers.Reader]:
     return [example.image] if example.mask is None else [example.image, example.mask]
+
+
+def _check(listing: Listing, dataset: DataSet) -> None:
+    """
+    :raises ValueError: the listing contradicts itself, which is an error of the data set's file and not of its data.
+    """
+    examples = _examples(listing)
+    if len({example.id for example in examples}) < len(examples):
+        raise ValueError(f"two images of {dataset.title} have the same id")
+    for what, some in (("label", [e.label for e in examples]), ("mask", [e.mask for e in examples])):
+        if None in some and any(each is not None for each in some):
+            raise ValueError(f"some images of {dataset.title} have a {what}, and others have none")
+    if any(example.label is not None and not 0 <= example.label < len(listing.class_names) for example in examples):
+        raise ValueError(f"a label of {dataset.title} has no name")
+
+
+def _warn_of_copies(listing: Listing, digests: Mapping[Path, str], dataset: DataSet) -> None:
+    """A network is not tested on images that it has been trained on without a word."""
+    split_of: dict[tuple[str, ...], tuple[str, str]] = {}
+    copies = []
+    for split in SPLITS:
+        for example in listing.splits[split]:
+            content = (*_identity(example.image), *(digests[file] for file in example.image.files))
+            where, other = split_of.setdefault(content, (split, example.id))
+            if where != split:
+                copies.append(f"{other} in {where} and {example.id} in {split}")
+    if copies:
+        more = f", and {len(copies) - 1} more" if len(copies) > 1 else ""
+        logger.warning("%s has the same image in two splits: %s%s.", dataset.title, copies[0], more)
 
 
 def _identity(reader: readers.Reader) -> list[str]:

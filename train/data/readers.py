@@ -175,7 +175,7 @@ def class_indices(values: np.ndarray) -> tuple[int, int]:
         hint = (
             "if 255 marks pixels to be left out, give them a class of their own"
             if large == [255]
-            else "they look like grey levels"
+            else "they look like grey levels, as a mask has that was resized smoothly or saved as JPEG"
         )
         raise ValueError(
             f"values {_some(large)} are no class indices from 0 to {MOST_CLASSES - 1} (255 stands for class 1 where "
