@@ -189,8 +189,9 @@ class TestDeepImages:
         hounsfield = np.full((64, 48, 3), -987.5, np.float32)
         np.testing.assert_allclose(resized(hounsfield, 16), -987.5, atol=1e-2)
         edge = np.repeat(np.array([[0], [65535]], np.uint16), 32, 0).repeat(64, 1)[..., None]
-        assert resized(edge, 16).max() == 65535  # an overshoot does not wrap around to black
-        assert resized(edge, 16).min() == 0
+        found = resized(edge, 17).astype(int)  # an overshoot does not wrap around to black, or white
+        assert (found[:8] < 7000).all()
+        assert (found[9:] > 58000).all()
 
 
 class TestMasks:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from train.degradations.base import DEGRADATIONS, Degradation
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _MOST = 50.0  # pixels; beyond, nothing of a medical image is left, and the kernel exceeds most of them
 _TRUNCATE = 4.0  # the kernel ends at so many sigmas, as scipy's does by default
@@ -47,6 +49,8 @@ class Blur(Degradation):
         object.__setattr__(self, "sigma", float(self.sigma))
 
     def degrade(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        import torch
+
         return torch.from_numpy(self._blurred(image.cpu().numpy())).to(image.device)
 
     def _blurred(self, pixels: np.ndarray) -> np.ndarray:
@@ -56,6 +60,7 @@ class Blur(Degradation):
 
     def restore(self, degraded: Tensor) -> Tensor:
         """Richardson-Lucy deconvolution (W. H. Richardson, JOSA 62, 1972; L. B. Lucy, Astron. J. 79, 1974)."""
+        import torch
         from skimage.restoration import richardson_lucy
 
         if self.sigma == 0:
