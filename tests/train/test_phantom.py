@@ -74,14 +74,14 @@ def test_opacities_are_peripheral_and_denser() -> None:
     ]
     mean = np.mean(change, axis=0)
     periphery = mean[40:50, 12:18].mean(), mean[40:50, 46:52].mean()
-    assert min(periphery) > 5  # grey levels, both sides
+    assert min(periphery) > 5  # gray levels, both sides
     assert abs(mean[20:44, 30:34].mean()) < 0.3 * min(periphery)  # the mediastinum stays
     assert abs(mean[:4].mean()) < 2  # and so does the background
 
 
 def test_the_mean_grey_is_not_the_diagnosis(data: ImageData) -> None:
     """A classifier that looks at the mean of the image alone gets little further than guessing."""
-    grey = data.train.images.reshape(len(data.train), -1).mean(1)
-    cuts = np.quantile(grey, np.linspace(0.05, 0.95, 19))
-    best = max(((grey > cut) == data.train.labels).mean() for cut in cuts)
+    gray = data.train.images.reshape(len(data.train), -1).mean(1)
+    cuts = np.quantile(gray, np.linspace(0.05, 0.95, 19))
+    best = max(((gray > cut) == data.train.labels).mean() for cut in cuts)
     assert best < 0.65

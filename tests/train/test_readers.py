@@ -136,8 +136,8 @@ class TestDeepImages:
         stored = color if planar == "contig" else np.moveaxis(color, 2, 0)
         tifffile.imwrite(tmp_path / "x.tif", stored, photometric="rgb", planarconfig=planar)
         assert (ImageFile(tmp_path / "x.tif").read(3) == color).all()
-        grey = ImageFile(tmp_path / "x.tif").read(1)[..., 0]
-        np.testing.assert_allclose(grey, color @ [0.299, 0.587, 0.114], atol=0.51)
+        gray = ImageFile(tmp_path / "x.tif").read(1)[..., 0]
+        np.testing.assert_allclose(gray, color @ [0.299, 0.587, 0.114], atol=0.51)
 
     @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
     @pytest.mark.parametrize("ending", ["tif", "npy"])
@@ -273,8 +273,8 @@ class TestMasks:
         ("values", "culprit"),
         [
             ([0, 1, 255], "255 marks pixels to be left out"),
-            ([0, 253, 254, 255], "253, 254, 255 .* look like grey levels"),
-            (list(range(256)), "64, 65, 66, ... .* look like grey levels"),
+            ([0, 253, 254, 255], "253, 254, 255 .* look like gray levels"),
+            (list(range(256)), "64, 65, 66, ... .* look like gray levels"),
             ([0, 128], "128"),
         ],
     )

@@ -44,10 +44,10 @@ def load(
     :param formerly: where it once was, and may have left.
     :param source: ``"real"``: the real images or an error. ``"phantom"``: generated images. ``"auto"``: the real images
         if they are here or can be fetched, else phantoms, said in one log line. Real data that are here but damaged are
-        an error in both cases: no one should train on phantoms because of a typo in a list file.
+        an error in both cases: a run must not train on phantoms because of a typo in a list file.
     :param size: side of the square that every image is squeezed into, in pixels; ``None`` leaves the images as they
         are, each of its own size (phantoms, which have none, get 128 pixels).
-    :param channels: 1 (grey) or 3 (RGB).
+    :param channels: 1 (gray) or 3 (RGB).
     :param split_seed: decides the split of data that have no official one. It is not the seed of a run: the runs of a
         comparison are tested on the same images.
     :param cache_dir: where decoded images are kept; ``$GRADPROM_CACHE`` or ``~/.cache/gradprom_ext`` by default.

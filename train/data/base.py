@@ -282,7 +282,7 @@ class View:
     """How images are to be seen: what a run asks of a data set.
 
     :param size: side of the square that each image is squeezed into, in pixels; ``None`` leaves every image as it is.
-    :param channels: 1 (grey) or 3 (RGB).
+    :param channels: 1 (gray) or 3 (RGB).
     """
 
     size: int | None = 128

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from train.data.base import DataError
 
 _EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
-_GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's
+_GRAY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's
 _SIGNATURES = {b"\x93NUMPY": "NPY", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF"}
 _MASK_FORMATS = {"PNG", "TIFF", "BMP", "GIF", "PPM"}  # what keeps every pixel as it was
 
@@ -37,7 +37,7 @@ class Reader(Protocol):
 
     def read(self, channels: int) -> np.ndarray:
         """
-        :param channels: 1 (grey) or 3 (RGB); without a meaning for masks.
+        :param channels: 1 (gray) or 3 (RGB); without a meaning for masks.
         :returns: an image, ``uint8``, ``uint16`` or ``float32 [H, W, channels]``, or a mask, ``uint8 [H, W]``.
         :raises DataError: the file is missing, damaged or not what it should be.
         """
@@ -47,7 +47,7 @@ class Reader(Protocol):
 class ImageFile:
     """An image in a file: all that Pillow reads, TIFF of any depth, or an array in NumPy's format.
 
-    Transparent pixels are composited over black, the background of a CT slice. Grey is ITU-R 601 luma. A photograph is
+    Transparent pixels are composited over black, the background of a CT slice. Gray is ITU-R 601 luma. A photograph is
     turned upright as its EXIF data say.
 
     :param path: of the file; its ending does not matter.
@@ -86,7 +86,7 @@ class ImageFile:
             image: Image.Image = ImageOps.exif_transpose(file)
             if image.mode not in _EIGHT_BITS:
                 if not (image.mode == "F" or image.mode.startswith("I")):
-                    raise DataError(f"{self.path}: mode {image.mode!r} is neither grey nor RGB; convert it first")
+                    raise DataError(f"{self.path}: mode {image.mode!r} is neither gray nor RGB; convert it first")
                 return _arranged(self.path, np.asarray(image), channels)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
@@ -153,7 +153,7 @@ class MaskFile:
 
 
 MOST_CLASSES = 64
-"""Larger numbers in a mask are taken for grey levels, not for classes."""
+"""Larger numbers in a mask are taken for gray levels, not for classes."""
 
 
 def class_indices(values: np.ndarray) -> tuple[int, int]:
@@ -175,7 +175,7 @@ def class_indices(values: np.ndarray) -> tuple[int, int]:
         hint = (
             "if 255 marks pixels to be left out, give them a class of their own"
             if large == [255]
-            else "they look like grey levels, as a mask has that was resized smoothly or saved as JPEG"
+            else "they look like gray levels, as a mask has that was resized smoothly or saved as JPEG"
         )
         raise ValueError(
             f"values {_some(large)} are no class indices from 0 to {MOST_CLASSES - 1} (255 stands for class 1 where "
@@ -328,8 +328,8 @@ def _arranged(path: Path, pixels: np.ndarray, channels: int) -> np.ndarray:
         return pixels
     if channels == 3:
         return pixels.repeat(3, axis=2)
-    grey = (pixels.astype(np.float64) @ _GREY)[..., None]
-    return (grey if pixels.dtype.kind == "f" else grey.round()).astype(pixels.dtype)
+    gray = (pixels.astype(np.float64) @ _GRAY)[..., None]
+    return (gray if pixels.dtype.kind == "f" else gray.round()).astype(pixels.dtype)
 
 
 def _some(values: list[int]) -> str:

@@ -17,8 +17,8 @@ def seeded(examples: Sequence[Example], *, seed: int, what: str) -> dict[str, li
 
     A patient's place in the order of assignment depends on the seed and on the patient alone, not on where files lie
     or in which order they are listed. Patients with many images come first, and each goes where images, and above all
-    images of his labels, are missed most; where every patient has one image, each split is within about two images of
-    its share, in all and label by label.
+    images of the same labels, are missed most. Where every patient has one image, each split is within about two images
+    of its share, in all and label by label.
 
     :param examples: in any order.
     :param seed: decides the order of assignment.

@@ -100,7 +100,7 @@ class Degradation(ABC):
 
     @property
     def remedy_settings(self) -> Mapping[str, Any]:
-        """JSON-able facts that :meth:`restore` depends on besides the pixels: a key for whoever keeps its results."""
+        """JSON-able facts that :meth:`restore` depends on besides the pixels: a key for a cache of its results."""
         return {}
 
     @property
