@@ -1,0 +1,35 @@
+"""From a clean image to a degraded one: seeded per image, so that every strategy and every device sees the same noise.
+
+A new degradation is one file with a frozen dataclass that is a :class:`Degradation` (one method, and a second one where
+there is a classical remedy), and one line below. :func:`parse` knows it from then on, alone and in chains.
+
+Nothing here imports torch before an image is degraded: the command line checks and lists what there is.
+"""
+
+from __future__ import annotations
+
+# Registration: one line per degradation.
+from train.degradations.base import DEGRADATIONS, Degradation, fixed_seeds
+from train.degradations.blur import Blur
+from train.degradations.chain import Chain
+from train.degradations.downsample import Downsample
+from train.degradations.gaussian import Gaussian
+from train.degradations.parsing import choices, parse
+from train.degradations.poisson import Poisson
+from train.degradations.remedies import enlarge
+from train.seeds import stable_seed
+
+__all__ = [
+    "DEGRADATIONS",
+    "Blur",
+    "Chain",
+    "Degradation",
+    "Downsample",
+    "Gaussian",
+    "Poisson",
+    "choices",
+    "enlarge",
+    "fixed_seeds",
+    "parse",
+    "stable_seed",
+]
