@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from train import figures
 from train.errors import RunError
-from train.figures import save_gate, save_panel
+from train.outputs import figures
+from train.outputs.figures import save_gate, save_panel
 
 
 @pytest.fixture

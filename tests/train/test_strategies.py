@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from train.batches import Batch
 
 import gradprom_ext as gp
 from models import IP
-from train.batches import Batch
 from train.strategies import STRATEGIES, strategy_class
 from train.strategies.base import Learner
 
