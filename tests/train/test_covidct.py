@@ -12,67 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import DATASETS, DataError, DataUnavailableError, ImageData, decode, load
-from train.data import covidct as module
-from train.data.decode import decode_image
+from train.data import DATASETS, DataError, DataUnavailableError, ImageData, load, readers
 from train.data.download import read_manifest, verify
+from train.data.sets import covidct as module
 
 
 def read(path: Path, cache_dir: Path, **options: object) -> ImageData:
     return load("covidct", root=path, source="real", cache_dir=cache_dir, **({"size": 16} | options))
-
-
-class TestDecoding:
-    """The content decides, not the name; the oracle is arithmetic on known pixels."""
-
-    GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-
-    def decode(self, tmp_path: Path, image: Image.Image, channels: int = 1, **options: object) -> np.ndarray:
-        path = tmp_path / "image.png"
-        image.save(path, **options)
-        return decode_image(path, size=16, channels=channels)
-
-    def test_rgb_to_grey_is_luma(self, tmp_path: Path) -> None:
-        pixels = self.decode(tmp_path, Image.new("RGB", (40, 30), (200, 100, 50)))
-        assert pixels.shape == (16, 16, 1)
-        assert pixels.dtype == np.uint8
-        np.testing.assert_allclose(pixels, self.GREY @ [200, 100, 50], atol=1)
-
-    def test_grey_to_rgb_repeats(self, tmp_path: Path) -> None:
-        pixels = self.decode(tmp_path, Image.new("L", (40, 30), 77), channels=3)
-        assert pixels.shape == (16, 16, 3)
-        assert (pixels == 77).all()
-
-    def test_transparency_shows_black(self, tmp_path: Path) -> None:
-        pixels = self.decode(tmp_path, Image.new("RGBA", (40, 30), (200, 100, 50, 128)), channels=3)
-        np.testing.assert_allclose(pixels[5, 5], np.array([200, 100, 50]) * 128 / 255, atol=1)
-        assert (self.decode(tmp_path, Image.new("RGBA", (40, 30), (200, 100, 50, 0))) == 0).all()
-
-    def test_transparent_palette_entry_shows_black(self, tmp_path: Path) -> None:
-        image = Image.new("P", (40, 30), 1)
-        image.putpalette([255, 0, 0, 0, 0, 255])
-        assert (self.decode(tmp_path, image, channels=3) == [0, 0, 255]).all()
-        assert (self.decode(tmp_path, image, channels=3, transparency=1) == 0).all()
-
-    def test_jpeg_by_another_name(self, tmp_path: Path) -> None:
-        pixels = self.decode(tmp_path, Image.new("RGB", (40, 30), (90, 90, 90)), format="JPEG")
-        np.testing.assert_allclose(pixels, 90, atol=2)
-
-    def test_shrinking_does_not_alias(self, tmp_path: Path) -> None:
-        board = (np.indices((512, 512)).sum(0) % 2 * 255).astype(np.uint8)
-        np.testing.assert_allclose(self.decode(tmp_path, Image.fromarray(board)), 127.5, atol=3)
-
-    @pytest.mark.parametrize("shape", [(61, 115), (1225, 90), (6, 8), (16, 16)])
-    def test_whole_image_of_any_size(self, tmp_path: Path, shape: tuple[int, int]) -> None:
-        halves = np.zeros(shape, np.uint8)
-        halves[:, shape[1] // 2 + shape[1] % 2 :] = 255
-        pixels = self.decode(tmp_path, Image.fromarray(halves))[..., 0]
-        assert (pixels[:, :4] < 5).all()
-        assert (pixels[:, -3:] > 250).all()
-
-    def test_sixteen_bits_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"image\.png: mode 'I;16' is not an 8-bit image"):
-            self.decode(tmp_path, Image.fromarray(np.full((20, 20), 40000, np.uint16)))
 
 
 class TestReading:
@@ -133,7 +79,7 @@ class TestReading:
         cache = tmp_path / "cache"
         read(small_covidct, cache)
         entries = sorted(cache.iterdir())
-        monkeypatch.setattr(decode, "decode_images", None)
+        monkeypatch.setattr(readers, "in_parallel", None)
         for file in small_covidct.rglob("*.png"):
             os.utime(file, (1e9, 1e9))
         read(small_covidct, cache)
@@ -145,7 +91,7 @@ class TestReading:
         self, small_covidct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = read(small_covidct, tmp_path / "cache")
-        monkeypatch.setattr(decode, "decode_images", None)
+        monkeypatch.setattr(readers, "in_parallel", None)
         assert (read(small_covidct, tmp_path / "cache").train.images == first.train.images).all()
         with pytest.raises(TypeError):  # another size does need it
             read(small_covidct, tmp_path / "cache", size=17)

@@ -10,8 +10,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.stats import poisson
+from skimage.restoration import denoise_nl_means
 
-from train.degradations import DEGRADATIONS, Downsample, Gaussian, fixed_seeds, stable_seed
+from train.degradations import (
+    DEGRADATIONS,
+    Blur,
+    Chain,
+    Degradation,
+    Downsample,
+    Gaussian,
+    Poisson,
+    choices,
+    enlarge,
+    fixed_seeds,
+    parse,
+    stable_seed,
+)
+from train.degradations.base import written
+from train.degradations.remedies import anscombe, inverse_anscombe
+from train.errors import RunError
 
 
 @pytest.fixture
@@ -110,7 +128,239 @@ class TestDownsample:
             Downsample(scale)
 
 
-@pytest.mark.parametrize("degrade", [Gaussian(0.1), Downsample(2)])
+class TestPoisson:
+    @pytest.mark.parametrize("peak", [4.0, 30.0])
+    @pytest.mark.parametrize("level", [0.1, 0.6, 1.0])
+    def test_counts(self, peak: float, level: float) -> None:
+        """Whole numbers of photons, as many on average as the image says, with a variance that equals their mean."""
+        counts = Poisson(peak)(torch.full((1, 1, 128, 128), level), [7]).double().flatten() * peak
+        torch.testing.assert_close(counts, counts.round(), atol=1e-4, rtol=0)
+        n, mean = counts.numel(), peak * level
+        assert abs(counts.mean() - mean) < 4 * math.sqrt(mean / n)
+        # The variance of a sample variance: the fourth central moment of a Poisson distribution is 3 m^2 + m.
+        assert abs(counts.var() - mean) < 4 * math.sqrt((2 * mean**2 + mean) / n)
+
+    def test_nothing_is_counted_where_it_is_black(self) -> None:
+        image = torch.tensor([[[[-0.3, 0.0], [0.0, 1.0]]]])
+        assert (Poisson(1000)(image, [0])[0, 0] > 0).tolist() == [[False, False], [False, True]]
+
+    def test_not_clipped(self, clean: torch.Tensor) -> None:
+        assert Poisson(5)(clean, range(5)).max() > 1.2
+
+    @pytest.mark.parametrize("peak", [0, -3, math.nan, math.inf, 1e7])
+    def test_bad_peak(self, peak: float) -> None:
+        with pytest.raises(ValueError, match="peak must be a number of photons"):
+            Poisson(peak)
+
+    @pytest.mark.parametrize("mean", [0.05, 0.5, 1, 2, 5, 20, 200])
+    def test_inverse_anscombe_is_unbiased(self, mean: float) -> None:
+        """The definition, summed up: the inverse takes the mean of the transformed counts back to the mean."""
+        counts = np.arange(0, 600)
+        transformed = (2 * np.sqrt(counts + 0.375) * poisson.pmf(counts, mean)).sum()
+        assert inverse_anscombe(np.array(transformed)) == pytest.approx(mean, rel=0.02, abs=0.01)
+        algebraic = (transformed / 2) ** 2 - 3 / 8
+        assert abs(inverse_anscombe(np.array(transformed)) - mean) < abs(algebraic - mean)
+
+    def test_anscombe_evens_the_noise_out(self) -> None:
+        rng = np.random.default_rng(0)
+        spreads = [anscombe(rng.poisson(mean, 20_000)).std() for mean in (5, 20, 100)]
+        np.testing.assert_allclose(spreads, 1, atol=0.03)
+
+    def test_the_remedy_keeps_the_brightness(self) -> None:
+        flat = torch.full((1, 1, 96, 96), 0.3)
+        restored = Poisson(8).restore_batch(Poisson(8)(flat, [3]))
+        assert restored.mean() == pytest.approx(0.3, abs=0.006)  # the algebraic inverse would be at 0.27
+
+
+class TestBlur:
+    @pytest.mark.parametrize("sigma", [0.6, 1.5, 4.0])
+    def test_equals_the_integral_written_out(self, sigma: float) -> None:
+        """Each pixel is the mean of its neighborhood, weighted by the Gaussian; the image goes on mirrored."""
+        image = np.random.default_rng(0).random((20, 23))
+        radius = int(4 * sigma + 0.5)
+        rows, columns = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+        weights = np.exp(-(rows**2 + columns**2) / (2 * sigma**2))
+        around = np.pad(image, radius, "symmetric")
+        windows = np.lib.stride_tricks.sliding_window_view(around, weights.shape)
+        expected = (windows * weights).sum((2, 3)) / weights.sum()
+        blurred = Blur(sigma)(torch.from_numpy(image)[None, None].float(), [0])
+        np.testing.assert_allclose(blurred[0, 0], expected, atol=1e-5)
+
+    def test_channels_do_not_mix(self) -> None:
+        image = torch.zeros(1, 3, 16, 16)
+        image[0, 1, 8, 8] = 1
+        blurred = Blur(1)(image, [0])
+        assert blurred[0, [0, 2]].abs().max() == 0
+        assert blurred[0, 1].sum() == pytest.approx(1, abs=1e-5)
+
+    def test_a_kernel_larger_than_the_image(self) -> None:
+        image = torch.rand(1, 1, 6, 5, generator=torch.Generator().manual_seed(0))
+        blurred = Blur(20)(image, [0])
+        torch.testing.assert_close(blurred, image.mean().expand_as(image), atol=0.05, rtol=0)
+        assert Blur(20).restore(blurred[0]).shape == (1, 6, 5)
+
+    def test_sharp_at_zero(self, clean: torch.Tensor) -> None:
+        assert torch.equal(Blur(0)(clean, range(5)), clean)
+        assert torch.equal(Blur(0).restore_batch(clean), clean)
+
+    @pytest.mark.parametrize("sigma", [-1, math.nan, math.inf, 51])
+    def test_bad_sigma(self, sigma: float) -> None:
+        with pytest.raises(ValueError, match="sigma must be a number of pixels from 0 to 50"):
+            Blur(sigma)
+
+    def test_its_sigma_is_no_noise(self) -> None:
+        assert Blur(1.5).noise_level is None
+        assert Gaussian(0.2).noise_level == 0.2
+
+
+class TestChain:
+    def test_one_part_is_the_part(self, clean: torch.Tensor) -> None:
+        for part in (Gaussian(0.1), Poisson(30), Blur(1), Downsample(2)):
+            chain = Chain((part,))
+            assert torch.equal(chain(clean, range(5)), part(clean, range(5)))
+            assert (chain.name, chain.scale, chain.remedy, str(chain)) == (
+                part.name,
+                part.scale,
+                part.remedy,
+                str(part),
+            )
+            assert chain.noise_level == part.noise_level
+
+    def test_one_after_the_other(self, clean: torch.Tensor) -> None:
+        """Written out with the seeds that are documented."""
+        chain = parse("blur:1.5+downsample:2+gaussian:0.1+poisson:30")
+        seeds = [stable_seed("image", i) for i in range(5)]
+        expected = Downsample(2)(Blur(1.5)(clean, seeds), seeds)
+        expected = Gaussian(0.1)(expected, [stable_seed("part", 2, seed) for seed in seeds])
+        expected = Poisson(30)(expected, [stable_seed("part", 3, seed) for seed in seeds])
+        assert torch.equal(chain(clean, seeds), expected)
+        assert chain.scale == 2
+        assert chain.noise_level is None
+
+    def test_the_same_kind_twice_is_not_the_same_noise(self, clean: torch.Tensor) -> None:
+        once = Gaussian(0.1)(clean, range(5)) - clean
+        more = Gaussian(0.1)(clean, range(5)) - (parse("gaussian:0.1+gaussian:0.1")(clean, range(5)))
+        correlation = torch.corrcoef(torch.stack([once.flatten(), more.flatten()]))[0, 1]
+        assert abs(correlation) < 4 / math.sqrt(once.numel())
+
+    def test_a_chain_in_a_chain(self) -> None:
+        inner = Chain((Blur(1), Gaussian(0.1)))
+        assert Chain((Poisson(30), inner)) == parse("poisson:30+blur:1+gaussian:0.1")
+
+    def test_remedies_in_reverse(self, clean: torch.Tensor) -> None:
+        chain = parse("blur:1+downsample:2+gaussian:0.1")
+        degraded = chain(clean, range(5))
+        expected = Blur(1).restore(Downsample(2).restore(Gaussian(0.1).restore(degraded[0])))
+        assert torch.equal(chain.restore(degraded[0]), expected)
+        assert chain.remedy == "non-local means, bicubic, Richardson-Lucy"
+
+    def test_no_remedy_if_a_part_has_none(self, clean: torch.Tensor) -> None:
+        class Odd(Degradation):
+            name = "odd"
+
+            def degrade(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+                return image
+
+        chain = Chain((Gaussian(0.1), Odd()))
+        assert chain.remedy is None
+        assert chain.restore(clean[0]) is None
+        assert chain.restore_batch(clean) is None
+
+    def test_no_part(self) -> None:
+        with pytest.raises(ValueError, match="at least one"):
+            Chain(())
+
+
+class TestRemedies:
+    def test_non_local_means_of_scikit_image(self, clean: torch.Tensor) -> None:
+        noisy = Gaussian(0.1)(clean, range(5))
+        expected = denoise_nl_means(
+            noisy[1, 0].numpy(), patch_size=5, patch_distance=6, h=0.06, sigma=0.1, fast_mode=True
+        )
+        np.testing.assert_allclose(Gaussian(0.1).restore(noisy[1])[0], expected, atol=1e-5)
+
+    def test_bicubic(self, clean: torch.Tensor) -> None:
+        small = Downsample(2)(clean, range(5))
+        expected = torch.nn.functional.interpolate(small, scale_factor=2, mode="bicubic")
+        assert torch.equal(Downsample(2).restore_batch(small), expected)
+        assert torch.equal(enlarge(small, 2), expected)
+        assert enlarge(small, 1) is small
+
+
+class TestParse:
+    @pytest.mark.parametrize(
+        ("text", "sigma", "expected"),
+        [
+            ("denoise", 0.2, Gaussian(0.2)),
+            ("denoise", None, Gaussian(0.1)),
+            ("sr2", 0.2, Downsample(2)),
+            ("sr4", None, Downsample(4)),
+            ("gaussian", 0.3, Gaussian(0.3)),
+            ("gaussian:0.1", 0.3, Gaussian(0.1)),
+            ("gaussian:0", None, Gaussian(0)),
+            ("poisson", 0.3, Poisson(30)),
+            ("blur:1.5", None, Blur(1.5)),
+            ("downsample:3", None, Downsample(3)),
+            ("poisson:30+blur:1.5", None, Chain((Poisson(30), Blur(1.5)))),
+            (" poisson:1e+3 + denoise", 0.2, Chain((Poisson(1000), Gaussian(0.2)))),
+        ],
+    )
+    def test_meaning(self, text: str, sigma: float | None, expected: Degradation) -> None:
+        assert parse(text, sigma=sigma) == expected
+
+    @given(st.lists(st.floats(0, 50) | st.integers(2, 9), min_size=1, max_size=4))
+    def test_text_is_read_back_exactly(self, numbers: list[float]) -> None:
+        parts = [Downsample(n) if isinstance(n, int) else (Gaussian if n < 1 else Blur)(n) for n in numbers]
+        degrade = Chain(tuple(parts)) if len(parts) > 1 else parts[0]
+        again = parse(str(degrade))
+        assert again == degrade
+        assert repr(again) == repr(degrade)
+
+    @given(st.floats(allow_nan=False, allow_infinity=False))
+    def test_numbers(self, number: float) -> None:
+        assert float(written(number)) == number
+        assert "+" not in written(number)
+
+    def test_whole_numbers_are_one_degradation(self) -> None:
+        """Gaussian(1) and gaussian:1 must not have different test noise."""
+        for kind in (Gaussian, Poisson, Blur):
+            assert (
+                fixed_seeds(kind(1), ["a"]) == fixed_seeds(kind(1.0), ["a"]) == fixed_seeds(parse(str(kind(1))), ["a"])
+            )
+
+    @pytest.mark.parametrize(
+        ("text", "culprits"),
+        [
+            ("", ["empty part", "gaussian:SIGMA"]),
+            ("gaussian:0.1+", ["empty part", "gaussian:0.1+"]),
+            ("gaussian:0.1++blur:1", ["empty part"]),
+            ("denoize", ["'denoize'", "denoise, sr2, sr4", "poisson:PEAK"]),
+            ("poisson:30+blurr:1", ["'blurr:1'", "unknown degradation 'blurr'"]),
+            ("gaussian:x", ["sigma must be a number, not 'x'", "gaussian:SIGMA"]),
+            ("gaussian:", ["sigma must be a number, not ''"]),
+            ("poisson:30+blur:-1", ["'blur:-1'", "sigma must be a number of pixels"]),
+            ("gaussian:nan", ["sigma must be a finite number"]),
+            ("downsample:2.5", ["scale must be an integer, not '2.5'"]),
+            ("downsample:1", ["scale must be an integer > 1"]),
+            ("blur:1,2", ["takes 1 argument(s), not 2"]),
+            ("denoise:0.2", ["denoise takes no argument", "--sigma"]),
+            ("sr2:4", ["sr2 takes no argument", "downsample:FACTOR"]),
+            ("gaussian:0.1+2", ["sigma must be a number, not '0.1+2'"]),
+        ],
+    )
+    def test_errors_say_which_part_and_what_there_is(self, text: str, culprits: list[str]) -> None:
+        with pytest.raises(RunError) as caught:
+            parse(text)
+        assert str(caught.value).startswith("--task")
+        assert "\n" not in str(caught.value)
+        for culprit in culprits:
+            assert culprit in str(caught.value)
+
+    def test_every_degradation_is_offered(self) -> None:
+        assert {name.partition(":")[0] for name in choices()} == {*DEGRADATIONS, "denoise", "sr2", "sr4"}
+
+
+@pytest.mark.parametrize("degrade", [Gaussian(0.1), Downsample(2), Poisson(30), Blur(1), parse("blur:1+gaussian:0.1")])
 class TestEveryDegradation:
     def test_bad_batches(self, degrade: object, clean: torch.Tensor) -> None:
         with pytest.raises(ValueError, match="5 images need as many seeds, not 4"):
@@ -121,7 +371,3 @@ class TestEveryDegradation:
             degrade(clean.double(), range(5))
         with pytest.raises(ValueError, match=r"\[N, C, H, W\]"):
             degrade(clean[0], [1])
-
-    def test_registered(self, degrade: object, clean: torch.Tensor) -> None:
-        assert type(DEGRADATIONS.build(degrade.name)) is type(degrade)
-        assert degrade(clean, range(5)).shape[-1] == 64 // degrade.scale

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from train.data import ImageData, load
-from train.data.phantom import chest_slice
+from train.data.phantoms.chest_ct import chest_slice
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,14 @@ def test_no_image_occurs_twice(data: ImageData) -> None:
 
 
 def test_cached(data: ImageData, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.data.phantom.chest_slice", None)
+    monkeypatch.setattr("train.data.phantoms.chest_ct.chest_slice", None)
     again = load("covidct", source="phantom", size=32, cache_dir=cache_dir)
     assert (again.train.images == data.train.images).all()
 
 
 def test_three_channels_are_equal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     counts = {split: {"NonCOVID": 1, "COVID": 1} for split in ("train", "val", "test")}
-    monkeypatch.setattr("train.data.covidct.PHANTOM_COUNTS", counts)
+    monkeypatch.setattr("train.data.sets.covidct.PHANTOM_COUNTS", counts)
     data = load("covidct", source="phantom", size=32, channels=3, cache_dir=tmp_path)
     assert data.test.images.shape == (2, 32, 32, 3)
     assert (data.test.images == data.test.images[..., :1]).all()
@@ -74,14 +74,14 @@ def test_opacities_are_peripheral_and_denser() -> None:
     ]
     mean = np.mean(change, axis=0)
     periphery = mean[40:50, 12:18].mean(), mean[40:50, 46:52].mean()
-    assert min(periphery) > 5  # grey levels, both sides
+    assert min(periphery) > 5  # gray levels, both sides
     assert abs(mean[20:44, 30:34].mean()) < 0.3 * min(periphery)  # the mediastinum stays
     assert abs(mean[:4].mean()) < 2  # and so does the background
 
 
 def test_the_mean_grey_is_not_the_diagnosis(data: ImageData) -> None:
     """A classifier that looks at the mean of the image alone gets little further than guessing."""
-    grey = data.train.images.reshape(len(data.train), -1).mean(1)
-    cuts = np.quantile(grey, np.linspace(0.05, 0.95, 19))
-    best = max(((grey > cut) == data.train.labels).mean() for cut in cuts)
+    gray = data.train.images.reshape(len(data.train), -1).mean(1)
+    cuts = np.quantile(gray, np.linspace(0.05, 0.95, 19))
+    best = max(((gray > cut) == data.train.labels).mean() for cut in cuts)
     assert best < 0.65

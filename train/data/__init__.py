@@ -9,12 +9,15 @@ from typing import Literal, get_args
 
 from train.data.base import DATASETS, DataError, DataSet, DataUnavailableError, ImageData, Subset
 from train.data.cache import ArrayCache, default_cache_dir
+from train.data.sets import covidct as covidct
+from train.data.sets import folder as folder
 from train.errors import reason
 from train.files import expanded
 
 __all__ = ["DATASETS", "DataError", "DataUnavailableError", "ImageData", "Source", "Subset", "load"]
 
 Source = Literal["auto", "real", "phantom"]
+PHANTOM_SIZE = 128
 logger = logging.getLogger(__name__)
 
 
@@ -24,8 +27,9 @@ def load(
     root: str | os.PathLike[str] | None = None,
     formerly: Path | None = None,
     source: Source = "auto",
-    size: int = 128,
+    size: int | None = 128,
     channels: int = 1,
+    split_seed: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> ImageData:
@@ -40,9 +44,12 @@ def load(
     :param formerly: where it once was, and may have left.
     :param source: ``"real"``: the real images or an error. ``"phantom"``: generated images. ``"auto"``: the real images
         if they are here or can be fetched, else phantoms, said in one log line. Real data that are here but damaged are
-        an error in both cases: no one should train on phantoms because of a typo in a list file.
-    :param size: side of the square images in pixels.
-    :param channels: 1 (grey) or 3 (RGB).
+        an error in both cases: a run must not train on phantoms because of a typo in a list file.
+    :param size: side of the square that every image is squeezed into, in pixels; ``None`` leaves the images as they
+        are, each of its own size (phantoms, which have none, get 128 pixels).
+    :param channels: 1 (gray) or 3 (RGB).
+    :param split_seed: decides the split of data that have no official one. It is not the seed of a run: the runs of a
+        comparison are tested on the same images.
     :param cache_dir: where decoded images are kept; ``$GRADPROM_CACHE`` or ``~/.cache/gradprom_ext`` by default.
     :param progress: show progress bars on stderr.
     :raises DataError: no data, or data that are incomplete, damaged, unreadable or contradictory.
@@ -54,7 +61,7 @@ def load(
         raise ValueError(f"source must be one of {', '.join(get_args(Source))}, not {source!r}")
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels!r}")
-    if not 16 <= size <= 4096:
+    if size is not None and not 16 <= size <= 4096:
         raise ValueError(f"size must be between 16 and 4096 pixels, not {size!r}")
     dataset = DATASETS.build(name)
     cache = ArrayCache(expanded(cache_dir, "cache_dir") if cache_dir is not None else default_cache_dir())
@@ -62,14 +69,16 @@ def load(
     if source != "phantom":
         try:
             path = _find_or_fetch(dataset, root, formerly, progress)
-            return dataset.read(path, size=size, channels=channels, cache=cache, progress=progress)
+            return dataset.read(
+                path, size=size, channels=channels, cache=cache, progress=progress, split_seed=split_seed
+            )
         except OSError as error:
             raise DataError(f"{error.filename or dataset.title} cannot be read: {reason(error)}") from error
         except DataUnavailableError as error:
-            if source == "real":
+            if source == "real" or not dataset.has_phantoms:
                 raise
             logger.warning("%s Going on with generated PHANTOM images.", error)
-    return dataset.phantom(size=size, channels=channels, cache=cache, progress=progress)
+    return dataset.phantom(size=size or PHANTOM_SIZE, channels=channels, cache=cache, progress=progress)
 
 
 def _find_or_fetch(
@@ -88,6 +97,9 @@ def _find_or_fetch(
         return path
     if formerly is not None and (path := _find(dataset, formerly)) is not None:
         return path
+    if not dataset.folder:  # it may lie anywhere, and be called anything
+        gone = "" if formerly is None else f" ({formerly}, where it was, does not hold it any more)"
+        raise DataError(f"--dataset {dataset.name} needs --data-root DIR, the folder that holds it{gone}")
     variable = os.environ.get("GRADPROM_DATA")
     places = [expanded(variable, "$GRADPROM_DATA")] if variable else []
     places.append(Path("data"))
@@ -113,24 +125,25 @@ def _find_or_fetch(
 def _find(dataset: DataSet, place: Path) -> Path | None:
     """The data set's folder, if ``place`` is or holds it."""
     if place.exists() and not place.is_dir():
-        raise DataError(f"the data root {place} is a file; give the folder that holds {dataset.folder}")
+        raise DataError(f"the data root {place} is a file; give the folder that holds {dataset.folder or 'the images'}")
     # The last two are what a branch of a GitHub repository unpacks to.
-    names = (dataset.folder, f"{dataset.folder}-master", f"{dataset.folder}-main")
+    names = [f"{dataset.folder}{end}" for end in ("", "-master", "-main")] if dataset.folder else []
     return next((path for path in (place, *(place / name for name in names)) if dataset.is_at(path)), None)
 
 
 def _not_there(dataset: DataSet, given: Path) -> str:
     """Why a data root is refused, and which folder may have been meant."""
     if not given.exists():
+        if not dataset.folder:
+            return f"--data-root {given}: there is no such folder"
         return (
             f"--data-root {given}: there is no such folder. To have {dataset.title} downloaded, leave the flag out "
             "($GRADPROM_DATA or data/ is where it goes)"
         )
     nearby = [given.absolute().parent, *sorted(each for each in given.iterdir() if each.is_dir())]
     meant = next((path for each in nearby if (path := _find(dataset, each)) is not None), None)
+    if not dataset.folder:
+        hint = f"did you mean {meant}?" if meant else "put the images there"
+        return f"--data-root {given} is no folder of --dataset {dataset.name}: it holds no folder images; {hint}"
     hint = f"did you mean {meant}?" if meant else f"get it from {dataset.homepage}, or leave the flag out"
     return f"--data-root {given} neither is nor holds the folder of {dataset.title} ({dataset.folder}); {hint}"
-
-
-# Registration: one line per data set.
-from train.data import covidct as covidct  # noqa: E402

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,6 +17,8 @@ from train.errors import RunError
 
 if TYPE_CHECKING:
     import torch
+
+    from train.data.readers import Reader
 
 SPLITS = ("train", "val", "test")
 DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32))
@@ -275,42 +277,118 @@ class ImageData:
         return (height, width) if height else None
 
 
+@dataclass(frozen=True)
+class View:
+    """How images are to be seen: what a run asks of a data set.
+
+    :param size: side of the square that each image is squeezed into, in pixels; ``None`` leaves every image as it is.
+    :param channels: 1 (gray) or 3 (RGB).
+    """
+
+    size: int | None = 128
+    channels: int = 1
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image and what is known of it, before anything is decoded.
+
+    :param id: unique in the data set and stable (the official file name): it seeds the image's degradation.
+    :param image: how it is read.
+    :param mask: how its mask is read, of the same size, if there is one.
+    :param label: index of its class, if it has one.
+    :param patient: whose it is, if that is known.
+    """
+
+    id: str
+    image: Reader
+    mask: Reader | None = None
+    label: int | None = None
+    patient: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A data set before anything is decoded. Either all examples have a label, or none has; likewise masks.
+
+    :param splits: the examples of each split, in their order.
+    :param class_names: what the labels mean.
+    :param mask_names: what the class indices of the masks mean; ``None``: they are called by their numbers.
+    :param title: see :class:`ImageData`.
+    """
+
+    splits: Mapping[str, Sequence[Example]]
+    class_names: tuple[str, ...] = ()
+    mask_names: tuple[str, ...] | None = None
+    title: str = ""
+
+
 class DataSet(ABC):
-    """How one data set is found, read, fetched and imitated. A subclass is a stateless description.
+    """How one data set is found, listed and, where that is possible, fetched and imitated.
+
+    A subclass is a stateless description with :meth:`is_at` and :meth:`listing`.
 
     :cvar name: its name on the command line.
     :cvar title: its name in sentences.
-    :cvar folder: the name of its folder inside a data root.
+    :cvar folder: the name of its folder inside a data root; empty where a root is the data set's folder itself.
     :cvar homepage: where a person gets it.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    folder: ClassVar[str]
-    homepage: ClassVar[str]
+    folder: ClassVar[str] = ""
+    homepage: ClassVar[str] = ""
 
     @abstractmethod
     def is_at(self, path: Path) -> bool:
-        """Whether ``path`` is this data set's folder (complete or not: :meth:`read` names what is missing)."""
+        """Whether ``path`` is this data set's folder (complete or not: :meth:`listing` names what is missing)."""
 
-    @abstractmethod
-    def read(self, path: Path, *, size: int, channels: int, cache: ArrayCache, progress: bool) -> ImageData:
+    def listing(self, path: Path, *, split_seed: int) -> Listing:
+        """The examples in the data set's folder.
+
+        :param split_seed: decides the split, where there is no official one.
+        :raises DataError: anything is missing or contradictory.
+        :raises OSError: a file or folder cannot be read.
+        """
+        raise NotImplementedError
+
+    def read(
+        self,
+        path: Path,
+        *,
+        size: int | None,
+        channels: int,
+        cache: ArrayCache,
+        progress: bool,
+        split_seed: int = 0,
+    ) -> ImageData:
         """Reads the data set from its folder.
 
         :raises DataError: anything is missing, damaged or contradictory.
         :raises OSError: a file or folder cannot be read.
         """
+        from train.data.decoding import decoded
 
-    @abstractmethod
+        listing = self.listing(path, split_seed=split_seed)
+        return decoded(self, listing, View(size, channels), folder=path, cache=cache, progress=progress)
+
+    @property
+    def has_phantoms(self) -> bool:
+        return type(self).phantom is not DataSet.phantom
+
     def phantom(self, *, size: int, channels: int, cache: ArrayCache, progress: bool) -> ImageData:
-        """Generated images with the classes and the split sizes of the real data set."""
+        """Generated images with the classes and the split sizes of the real data set.
 
-    @abstractmethod
+        :raises DataError: there are none.
+        """
+        raise DataError(f"{self.title} has no phantoms to go with --source phantom; use --source real")
+
     def download(self, target: Path, *, progress: bool) -> None:
         """Fetches the data set into the folder ``target`` (which appears only when complete and verified).
 
         :raises DataUnavailableError: no network, a damaged file, no space, or no public download.
         """
+        raise DataUnavailableError(f"{self.title} has no public download")
 
 
 DATASETS: Registry[DataSet] = Registry("data set")

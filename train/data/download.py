@@ -207,7 +207,7 @@ def _open(url: str, timeout: float) -> HTTPResponse:
     """Opens ``url``, or gives up after ``timeout`` seconds *in all*.
 
     A socket's own time-out does not cover the name server, and counts anew for each of a host's addresses; without a
-    network that adds up to minutes. Hence the thread, which nobody waits for.
+    network that adds up to minutes. Hence the thread, which is not waited for.
     """
     outcome: list[HTTPResponse | Exception] = []
 

@@ -2,6 +2,8 @@
 
 A new degradation is one file with a frozen dataclass that is a :class:`Degradation` (one method, and a second one where
 there is a classical remedy), and one line below. :func:`parse` knows it from then on, alone and in chains.
+
+Nothing here imports torch before an image is degraded: the command line checks and lists what there is.
 """
 
 from __future__ import annotations

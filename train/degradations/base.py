@@ -7,13 +7,14 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from models.registry import Registry
 from train.seeds import stable_seed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 DEGRADATIONS: Registry[Degradation] = Registry("degradation")
 
@@ -50,6 +51,8 @@ class Degradation(ABC):
             physics says so.
         :raises ValueError: a shape, dtype or number of seeds is not as above.
         """
+        import torch
+
         if clean.ndim != 4 or clean.dtype != torch.float32:
             raise ValueError(f"clean images must be float32 [N, C, H, W], not {clean.dtype} {list(clean.shape)}")
         if len(seeds) != len(clean):
@@ -60,6 +63,8 @@ class Degradation(ABC):
 
     def from_seed(self, image: Tensor, seed: int) -> Tensor:
         """One image, ``float32 [C, H, W]``, from its seed."""
+        import torch
+
         # The random numbers come from the CPU's generator on every device: the same seed, the same noise.
         return self.degrade(image, torch.Generator().manual_seed(seed))
 
@@ -85,6 +90,8 @@ class Degradation(ABC):
         :param degraded: ``float32 [N, C, h, w]``, not clipped.
         :returns: ``float32 [N, C, h * scale, w * scale]`` on the CPU; ``None`` where there is no remedy.
         """
+        import torch
+
         if self.remedy is None:
             return None
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # scikit-image's loops run without the interpreter lock
@@ -93,7 +100,7 @@ class Degradation(ABC):
 
     @property
     def remedy_settings(self) -> Mapping[str, Any]:
-        """JSON-able facts that :meth:`restore` depends on besides the pixels: a key for whoever keeps its results."""
+        """JSON-able facts that :meth:`restore` depends on besides the pixels: a key for a cache of its results."""
         return {}
 
     @property

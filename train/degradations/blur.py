@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from train.degradations.base import DEGRADATIONS, Degradation
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 _MOST = 50.0  # pixels; beyond, nothing of a medical image is left, and the kernel exceeds most of them
 _TRUNCATE = 4.0  # the kernel ends at so many sigmas, as scipy's does by default
-_ITERATIONS = 30
+
+# Richardson-Lucy, and not scikit-image's unsupervised Wiener filter: on validation images of COVID-CT at 128 px (sigma
+# 0.7, 1.5 and 3; no noise, and Gaussian noise of 0.01, 0.05 and 0.1 that non-local means had reduced) it always gained,
+# by 1.9 to 7.8 dB on the degraded images. The Wiener filter was better without noise (26.6 against 25.6 dB at sigma
+# 1.5), fell behind the degraded images with it (14.1 against 16.9 dB at sigma 3, noise 0.1), and draws random numbers.
+# Of 5, 10, 20, 30 and 60 iterations, 20 were within 0.3 dB of the best, but for little blur under much noise.
+_ITERATIONS = 20
 
 
 @DEGRADATIONS.register("blur")
@@ -41,6 +49,8 @@ class Blur(Degradation):
         object.__setattr__(self, "sigma", float(self.sigma))
 
     def degrade(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        import torch
+
         return torch.from_numpy(self._blurred(image.cpu().numpy())).to(image.device)
 
     def _blurred(self, pixels: np.ndarray) -> np.ndarray:
@@ -49,6 +59,8 @@ class Blur(Degradation):
         return gaussian_filter(pixels, (0, self.sigma, self.sigma), mode="reflect", truncate=_TRUNCATE)
 
     def restore(self, degraded: Tensor) -> Tensor:
+        """Richardson-Lucy deconvolution (W. H. Richardson, JOSA 62, 1972; L. B. Lucy, Astron. J. 79, 1974)."""
+        import torch
         from skimage.restoration import richardson_lucy
 
         if self.sigma == 0:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from train.degradations.base import DEGRADATIONS, Degradation
 from train.degradations.remedies import enlarge
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @DEGRADATIONS.register("downsample")
@@ -30,6 +32,8 @@ class Downsample(Degradation):
             raise ValueError(f"scale must be an integer > 1, not {self.scale!r}")
 
     def degrade(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        import torch
+
         height, width = image.shape[1:]
         if height % self.scale or width % self.scale:
             raise ValueError(f"images of {height} x {width} pixels cannot be reduced by {self.scale} without a rest")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from train.degradations.base import DEGRADATIONS, Degradation
 from train.degradations.remedies import non_local_means, non_local_means_settings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @DEGRADATIONS.register("gaussian")
@@ -35,6 +36,8 @@ class Gaussian(Degradation):
         object.__setattr__(self, "sigma", float(self.sigma))
 
     def degrade(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        import torch
+
         noise = torch.randn(image.shape, generator=generator)
         return image + self.sigma * noise.to(image.device)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from train.degradations.base import DEGRADATIONS, Degradation
 from train.degradations.remedies import anscombe, inverse_anscombe, non_local_means, non_local_means_settings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _MOST = 1e6  # beyond, the noise is below that of 10 bits, and float32 soon cannot count singly
 
@@ -40,12 +41,16 @@ class Poisson(Degradation):
         object.__setattr__(self, "peak", float(self.peak))
 
     def degrade(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        import torch
+
         counts = torch.poisson(image.clamp(min=0).cpu() * self.peak, generator=generator)
         return (counts / self.peak).to(image.device)
 
     def restore(self, degraded: Tensor) -> Tensor:
         """The Anscombe transform makes the noise alike everywhere, non-local means removes it, and the exact unbiased
         inverse goes back."""
+        import torch
+
         stabilized = anscombe(degraded.cpu().double().numpy() * self.peak)
         # In units of the transformed range: non-local means then sees an image in about [0, 1], as Gaussian's does.
         unit = 2 * math.sqrt(self.peak + 3 / 8)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch import Tensor
 # Non-local means: patch side, search distance and filtering strength h / sigma. From a small search on the validation
 # split of COVID-CT at 128 px (sides 3, 5, 7; distances 5 to 11; strengths 0.5 to 1): the best at sigma 0.2 and 0.3, and
 # within 0.05 dB of the best at sigma 0.1.
@@ -27,6 +27,7 @@ def non_local_means(image: Tensor, sigma: float) -> Tensor:
 
     :param sigma: standard deviation of the noise, in the image's units; 0 returns the image as it is.
     """
+    import torch
     from skimage.restoration import denoise_nl_means
 
     if sigma == 0:
@@ -59,6 +60,8 @@ def enlarge(images: Tensor, scale: int) -> Tensor:
     :param images: ``float32 [N, C, h, w]``, not clipped.
     :returns: ``float32 [N, C, h * scale, w * scale]`` on the same device; ``images`` themselves at scale 1.
     """
+    import torch
+
     return images if scale == 1 else torch.nn.functional.interpolate(images, scale_factor=scale, mode="bicubic")
 
 

@@ -3,7 +3,7 @@
 A slice is painted in Hounsfield units, from the outside in, on a grid of twice the wanted resolution: table, trunk with
 fat and muscle, ribs, spine and sternum, mediastinum with heart and great vessels, lungs with branching vessels and
 airways. The positive class gets ground-glass opacities: soft-edged, peripheral, often bilateral, vessels visible
-through them. The negative class is not merely "clean": it has nodules and emphysema at times, so that the mean grey of
+through them. The negative class is not merely "clean": it has nodules and emphysema at times, so that the mean gray of
 the lungs does not give the diagnosis away. At last the slice is seen through a CT window, as a radiologist would.
 
 Coordinates: x and y in [-1, 1], the front of the body at the top, the patient's right on the left.
@@ -28,7 +28,7 @@ from train.seeds import stable_seed
 
 _OVERSAMPLING = 2
 _AIR, _FAT, _MUSCLE, _BLOOD, _MARROW, _CORTEX = -1000.0, -95.0, 45.0, 50.0, 230.0, 620.0  # Hounsfield units
-_WINDOWS = [(-600, 1500), (-500, 1400), (-350, 1800), (-650, 1100)]  # centre and width, as lungs are read
+_WINDOWS = [(-600, 1500), (-500, 1400), (-350, 1800), (-650, 1100)]  # center and width, as lungs are read
 
 Field = np.ndarray  # float32 [n, n]
 
@@ -122,7 +122,7 @@ class _Canvas:
         self.hu = np.full((n, n), _AIR, np.float32)
         axis = np.linspace(-1, 1, n, dtype=np.float32)
         x, y = np.meshgrid(axis, axis)
-        # Nobody is an ellipse, and nobody lies quite straight.
+        # No patient is an ellipse, and none lies quite straight.
         turn = rng.normal(0, 0.03)
         self.x = x - turn * y + 0.012 * self.noise(3)
         self.y = y + turn * x + 0.012 * self.noise(3)
@@ -357,14 +357,14 @@ def _airways(canvas: _Canvas, level: float) -> None:
 
 
 def _seen(canvas: _Canvas, size: int, window: tuple[int, int], field_of_view: float) -> np.ndarray:
-    """Reduces to ``size`` and maps a window (centre and width in Hounsfield units) to 0..255.
+    """Reduces to ``size`` and maps a window (center and width in Hounsfield units) to 0..255.
 
     :param field_of_view: radius of the scanner's circle, outside of which there is nothing.
     """
-    rng, (centre, width) = canvas.rng, window
+    rng, (center, width) = canvas.rng, window
     small = np.asarray(Image.fromarray(canvas.hu).reduce(_OVERSAMPLING))
     small = small + rng.uniform(4, 14) * rng.standard_normal(small.shape, dtype=np.float32)  # a little scanner noise
-    grey = (small - (centre - width / 2)) / width
+    gray = (small - (center - width / 2)) / width
     axis = np.linspace(-1, 1, size)
-    grey[axis[:, None] ** 2 + axis**2 > field_of_view**2] = 0
-    return np.round(255 * np.clip(grey, 0, 1)).astype(np.uint8)
+    gray[axis[:, None] ** 2 + axis**2 > field_of_view**2] = 0
+    return np.round(255 * np.clip(gray, 0, 1)).astype(np.uint8)

@@ -12,15 +12,12 @@ Layout of the folder, as its authors publish it (the two image folders are zip f
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import PIL
-
-from train.data import decode, phantom
-from train.data.base import DATASETS, SPLITS, DataError, DataSet, ImageData, Subset
-from train.data.cache import ArrayCache, file_sha256
+from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, ImageData, Listing
+from train.data.cache import ArrayCache
 from train.data.download import Remote, download, read_manifest
+from train.data.phantoms import chest_ct
+from train.data.readers import ImageFile
 
 CLASS_NAMES = ("NonCOVID", "COVID")
 
@@ -59,41 +56,22 @@ class CovidCT(DataSet):
     def is_at(self, path: Path) -> bool:
         return (path / "Images-processed").is_dir() or (path / "Data-split").is_dir()
 
-    def read(self, path: Path, *, size: int, channels: int, cache: ArrayCache, progress: bool) -> ImageData:
+    def listing(self, path: Path, *, split_seed: int) -> Listing:
         files = listed_images(path)
-        labels = {
-            split: np.repeat(np.arange(len(CLASS_NAMES)), [len(files[split][c]) for c in CLASS_NAMES])
-            for split in SPLITS
-        }
-        paths = {split: [file for c in CLASS_NAMES for file in files[split][c]] for split in SPLITS}
-
-        def decode_all() -> dict[str, np.ndarray]:
-            return {
-                split: decode.decode_images(
-                    paths[split], size=size, channels=channels, progress=progress, what=f"{self.title} {split}"
-                )
+        return Listing(
+            splits={
+                split: [
+                    Example(id=file.name, image=ImageFile(file), label=label)
+                    for label, class_name in enumerate(CLASS_NAMES)
+                    for file in files[split][class_name]
+                ]
                 for split in SPLITS
-            }
-
-        every = [file for split in SPLITS for file in paths[split]]
-        digests = dict(zip(every, cache.digests(path, every), strict=True))
-        key = {
-            "data set": self.name,
-            "size": size,
-            "channels": channels,
-            "files": {split: [[file.name, digests[file]] for file in paths[split]] for split in SPLITS},
-            "decoder": file_sha256(Path(decode.__file__)),
-            "pillow": PIL.__version__,
-        }
-        images = cache.arrays(f"{self.name}-{size}px-{channels}ch", key, decode_all)
-        subsets: dict[str, Any] = {
-            split: Subset(images[split], labels[split], None, tuple(file.name for file in paths[split]))
-            for split in SPLITS
-        }
-        return ImageData(name=self.name, source="real", class_names=CLASS_NAMES, folder=path, **subsets)
+            },
+            class_names=CLASS_NAMES,
+        )
 
     def phantom(self, *, size: int, channels: int, cache: ArrayCache, progress: bool) -> ImageData:
-        return phantom.chest_ct(
+        return chest_ct.chest_ct(
             self.name,
             counts=PHANTOM_COUNTS,
             class_names=CLASS_NAMES,

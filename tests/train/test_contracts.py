@@ -1,0 +1,84 @@
+"""Every registered entry keeps the contract of its kind; an entry that is registered tomorrow is checked tomorrow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.train.contracts import check_dataset, check_degradation
+from train.data import DATASETS, load
+from train.degradations import DEGRADATIONS, Chain, Gaussian, parse
+
+# --- data sets ---
+
+
+def small_folder(root: Path) -> Path:
+    """Images of different sizes, with masks, labels and patients."""
+    rng = np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    rows = ["image,patient,label"]
+    for i in range(12):
+        shape = (30 + i, 40 - i)
+        Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)).save(root / "images" / f"{i}.png")
+        Image.fromarray(rng.integers(0, 3, shape, dtype=np.uint8)).save(root / "masks" / f"{i}.png")
+        rows.append(f"{i}.png,p{i // 2},{'ab'[i // 2 % 2]}")
+    (root / "labels.csv").write_text("\n".join(rows))
+    return root
+
+
+SMALL: dict[str, Callable[[Path], Path]] = {"folder": small_folder}
+"""How to write a small data set of one's own in the layout of a data set that has no phantoms."""
+
+
+# Other tests register data sets of their own.
+DATA = {name: DATASETS.build(name) for name in DATASETS if DATASETS[name].__module__.startswith("train.")}
+
+
+@pytest.mark.parametrize("name", [name for name, dataset in DATA.items() if dataset.has_phantoms])
+def test_phantoms(name: str, tmp_path: Path) -> None:
+    check_dataset(partial(load, name, source="phantom"), tmp_path, views=[(16, 1)])
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_small_data_sets(name: str, tmp_path: Path) -> None:
+    root = SMALL[name](tmp_path / "data")
+    check_dataset(partial(load, name, root=root, source="real"), tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name, dataset in DATA.items() if dataset.folder])
+def test_real_data_sets(name: str, shared_data: Callable[[str], Path], tmp_path: Path) -> None:
+    root = shared_data(DATA[name].folder)
+    data = load(name, root=root, source="real", size=32, cache_dir=tmp_path / "cache")
+    assert data.folder == root
+
+
+def test_every_data_set_is_checked() -> None:
+    """One without phantoms needs an entry in ``SMALL``."""
+    unchecked = [name for name, dataset in DATA.items() if not dataset.has_phantoms and name not in SMALL]
+    assert unchecked == []
+
+
+# --- degradations ---
+
+CHAINS = ["blur:1.5+gaussian:0.1", "poisson:30+blur:1.5", "blur:1+downsample:2+poisson:50", "gaussian:0.1+gaussian:0.1"]
+
+
+@pytest.mark.parametrize("name", list(DEGRADATIONS))
+def test_degradations(name: str) -> None:
+    check_degradation(DEGRADATIONS.build(name))
+
+
+@pytest.mark.parametrize("text", ["gaussian:0.3", "downsample:4", "poisson:5", "blur:3", *CHAINS])
+def test_degradations_with_arguments(text: str) -> None:
+    check_degradation(parse(text))
+
+
+def test_chain_of_one() -> None:
+    check_degradation(Gaussian(0.2))
+    assert Chain((Gaussian(0.2),)).remedy == Gaussian(0.2).remedy

@@ -1,0 +1,208 @@
+"""From a listing to pixels, once: what is decoded is kept in the cache under a key of everything it depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.data import readers
+from train.data.base import SPLITS, Arrays, DataError, DataSet, Example, ImageData, Listing, Ragged, Subset, View
+from train.data.cache import ArrayCache, file_sha256
+
+_LIBRARIES = ("numpy", "pillow", "tifffile")
+logger = logging.getLogger(__name__)
+
+
+def decoded(
+    dataset: DataSet, listing: Listing, view: View, *, folder: Path, cache: ArrayCache, progress: bool
+) -> ImageData:
+    """The images of a listing as a run sees them.
+
+    :param folder: the data set's, in which all files lie.
+    :raises DataError: a file is missing, damaged, or does not go with the others.
+    :raises OSError: a file cannot be read.
+    """
+    _check(listing, dataset)
+    files = sorted({file for each in _examples(listing) for reader in _readers(each) for file in reader.files})
+    digests = dict(zip(files, cache.digests(folder, files), strict=True))
+    _warn_of_copies(listing, digests, dataset)
+    key = {
+        "data set": dataset.name,
+        "size": view.size,
+        "channels": view.channels,
+        "files": {
+            split: [
+                [[*_identity(each), *([file.name, digests[file]] for file in each.files)] for each in _readers(example)]
+                for example in listing.splits[split]
+            ]
+            for split in SPLITS
+        },
+        "code": [file_sha256(Path(readers.__file__)), file_sha256(Path(__file__))],
+        "libraries": [version(each) for each in _LIBRARIES],
+    }
+    side = "native" if view.size is None else f"{view.size}px"
+    arrays = cache.arrays(
+        f"{dataset.name}-{side}-{view.channels}ch",
+        key,
+        lambda: _build(listing, view, what=f"Decoding {dataset.title}", progress=progress),
+    )
+    low, high, mask_classes = arrays["facts"].tolist()
+    subsets: dict[str, Any] = {split: _subset(listing.splits[split], split, arrays, (low, high)) for split in SPLITS}
+    mask_names = tuple(map(str, range(int(mask_classes)))) if listing.mask_names is None else listing.mask_names
+    if len(mask_names) < mask_classes:
+        raise DataError(f"the masks of {dataset.title} have {mask_classes:.0f} classes, not {len(mask_names)}")
+    return ImageData(
+        name=dataset.name,
+        source="real",
+        class_names=listing.class_names,
+        folder=folder,
+        mask_names=mask_names if mask_classes else (),
+        title=listing.title,
+        **subsets,
+    )
+
+
+def _examples(listing: Listing) -> list[Example]:
+    return [example for split in SPLITS for example in listing.splits[split]]
+
+
+def _readers(example: Example) -> list[readers.Reader]:
+    return [example.image] if example.mask is None else [example.image, example.mask]
+
+
+def _check(listing: Listing, dataset: DataSet) -> None:
+    """
+    :raises ValueError: the listing contradicts itself, which is an error of the data set's file and not of its data.
+    """
+    examples = _examples(listing)
+    if len({example.id for example in examples}) < len(examples):
+        raise ValueError(f"two images of {dataset.title} have the same id")
+    for what, some in (("label", [e.label for e in examples]), ("mask", [e.mask for e in examples])):
+        if None in some and any(each is not None for each in some):
+            raise ValueError(f"some images of {dataset.title} have a {what}, and others have none")
+    if any(example.label is not None and not 0 <= example.label < len(listing.class_names) for example in examples):
+        raise ValueError(f"a label of {dataset.title} has no name")
+
+
+def _warn_of_copies(listing: Listing, digests: Mapping[Path, str], dataset: DataSet) -> None:
+    """A network is not tested on images that it has been trained on without a word."""
+    split_of: dict[tuple[str, ...], tuple[str, str]] = {}
+    copies = []
+    for split in SPLITS:
+        for example in listing.splits[split]:
+            content = (*_identity(example.image), *(digests[file] for file in example.image.files))
+            where, other = split_of.setdefault(content, (split, example.id))
+            if where != split:
+                copies.append(f"{other} in {where} and {example.id} in {split}")
+    if copies:
+        more = f", and {len(copies) - 1} more" if len(copies) > 1 else ""
+        logger.warning("%s has the same image in two splits: %s%s.", dataset.title, copies[0], more)
+
+
+def _identity(reader: readers.Reader) -> list[str]:
+    """What a reader is besides its files, which may move: its type, and which part of a file it reads."""
+    fields: Any = dataclasses.fields(reader) if dataclasses.is_dataclass(reader) else ()
+    values = [getattr(reader, field.name) for field in fields]
+    return [type(reader).__name__, *(repr(value) for value in values if not isinstance(value, Path))]
+
+
+def _subset(examples: Any, split: str, arrays: Mapping[str, np.ndarray], value_range: tuple[float, float]) -> Subset:
+    def stored(kind: str) -> Arrays | None:
+        if (found := arrays.get(f"{split}-{kind}")) is None:
+            return None
+        shapes = arrays.get(f"{split}-{kind}-shapes")
+        return found if shapes is None else Ragged(found, shapes).stacked()
+
+    images = stored("images")
+    assert images is not None
+    labels = [example.label for example in examples]
+    known = any(example.patient is not None for example in examples)
+    # An image of which no patient is known is counted as the only one of its own.
+    patients = tuple(example.id if example.patient is None else example.patient for example in examples)
+    return Subset(
+        images=images,
+        labels=None if not labels or None in labels else np.array(labels, np.int64),
+        masks=stored("masks"),
+        names=tuple(example.id for example in examples),
+        patients=patients if known else None,
+        value_range=value_range,
+    )
+
+
+def _build(listing: Listing, view: View, *, what: str, progress: bool) -> dict[str, np.ndarray]:
+    """All arrays of a cache entry.
+
+    :returns: per split, images and masks, either squares ``[N, S, S, ...]`` or flat with the shape of each; and the
+        facts: the values that become 0 and 1, and the number of mask classes (0 without masks).
+    """
+    examples = _examples(listing)
+
+    def work(example: Example) -> tuple[np.ndarray, np.ndarray | None, np.dtype, float, float, np.ndarray]:
+        pixels = example.image.read(view.channels)
+        low, high = float(pixels.min()), float(pixels.max())
+        mask, values = None, np.zeros(256, bool)
+        if example.mask is not None:
+            mask = example.mask.read(1)
+            if mask.shape != pixels.shape[:2]:
+                raise DataError(
+                    f"the mask {example.mask.files[0]} has {mask.shape[0]} x {mask.shape[1]} pixels (height x width), "
+                    f"its image {pixels.shape[0]} x {pixels.shape[1]}; they must be of one size"
+                )
+            values[np.unique(mask)] = True
+            if view.size is not None:
+                mask = readers.resized_mask(mask, view.size)
+        seen = pixels if view.size is None else readers.resized(pixels, view.size)
+        return seen, mask, pixels.dtype, low, high, values
+
+    results = list(readers.in_parallel(work, examples, total=len(examples), what=what, progress=progress))
+    images, masks, dtypes, lows, highs, values = (list(each) for each in zip(*results, strict=True))
+    for example, dtype in zip(examples, dtypes, strict=True):
+        if dtype != dtypes[0]:
+            raise DataError(
+                f"{example.image.files[0]} holds {dtype} values and {examples[0].image.files[0]} {dtypes[0]}: which "
+                "values are equally bright cannot be known; save all images in one type"
+            )
+    mask_classes, divisor = 0, 1
+    if any(mask is not None for mask in masks):
+        mask_classes, divisor = _class_indices(examples, values)
+    arrays: dict[str, np.ndarray] = {}
+    begin = 0
+    for split in SPLITS:
+        part = slice(begin, begin + len(listing.splits[split]))
+        begin = part.stop
+        _store(arrays, f"{split}-images", images[part], view, dtypes[0], (view.channels,))
+        if mask_classes:
+            _store(arrays, f"{split}-masks", [mask // divisor for mask in masks[part]], view, np.dtype(np.uint8), ())
+    arrays["facts"] = np.array([*readers.value_range(dtypes[0], min(lows), max(highs)), mask_classes], np.float64)
+    return arrays
+
+
+def _class_indices(examples: list[Example], values: list[np.ndarray]) -> tuple[int, int]:
+    try:
+        return readers.class_indices(np.any(values, axis=0))
+    except ValueError as error:
+        large = next(i for i, each in enumerate(values) if each[readers.MOST_CLASSES :].any())
+        mask = examples[large].mask
+        assert mask is not None
+        raise DataError(f"the mask {mask.files[0]} is no index image: {error}") from None
+
+
+def _store(
+    arrays: dict[str, np.ndarray],
+    name: str,
+    parts: list[np.ndarray],
+    view: View,
+    dtype: np.dtype,
+    rest: tuple[int, ...],
+) -> None:
+    if view.size is not None:
+        arrays[name] = np.stack(parts) if parts else np.empty((0, view.size, view.size, *rest), dtype)
+        return
+    ragged = Ragged.of(parts, dtype=dtype, ndim=2 + len(rest))
+    arrays[name], arrays[f"{name}-shapes"] = ragged.flat, ragged.shapes

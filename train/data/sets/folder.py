@@ -1,0 +1,228 @@
+"""Any images in a plain layout of folders::
+
+    DIR/images/*      PNG, JPEG, TIFF, BMP, NPY, ...; of any size; 8 bits, 16 bits or floating point
+    DIR/masks/*       optional: for each image a mask of the same stem and size, holding class indices 0, 1, 2, ...
+    DIR/labels.csv    optional: a row per image; columns image and any of label, patient, split
+
+In ``labels.csv`` an image is named as in ``images/``, with or without its ending. Columns may come in any order, and
+others are ignored. ``label`` is the class in words, or a number. ``split`` is train, val or test; without that column
+the images are split by a seed: by patient where patients are known, each label shared out alike.
+
+Names are compared in Unicode's composed form (NFC): the same name from a Mac may be written with other code points.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, Listing
+from train.data.readers import ImageFile, MaskFile
+from train.data.splits import refuse_shared_patients, seeded
+from train.errors import reason
+
+# By these names people know that a file is an image; what is in it is found out when it is read.
+ENDINGS = {
+    ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"
+}  # fmt: skip
+_LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # what operating systems leave in folders, beside hidden files
+_COLUMNS = ("image", "label", "patient", "split")
+
+logger = logging.getLogger(__name__)
+
+
+@DATASETS.register("folder")
+class Folder(DataSet):
+    name = "folder"
+    title = "the data set in the folder"
+
+    def is_at(self, path: Path) -> bool:
+        return (path / "images").is_dir()
+
+    def listing(self, path: Path, *, split_seed: int) -> Listing:
+        images = _files(path / "images", what="image")
+        masks = _masks(path / "masks", images) if (path / "masks").exists() else {}
+        rows = _rows(path / "labels.csv", images)
+        labels = {row.label for row in rows.values() if row.label is not None}
+        class_names = tuple(sorted(labels, key=_in_order(labels)))
+        examples = {
+            id: Example(
+                id=id,
+                image=ImageFile(file),
+                mask=None if id not in masks else MaskFile(masks[id]),
+                label=None if id not in rows or rows[id].label is None else class_names.index(rows[id].label or ""),
+                patient=rows[id].patient if id in rows else None,
+            )
+            for id, file in images.items()
+        }
+        if any(row.split for row in rows.values()):
+            splits = {split: [examples[id] for id in images if rows[id].split == split] for split in SPLITS}
+            for split in ("train", "test"):
+                if not splits[split]:
+                    raise DataError(f"{path / 'labels.csv'} puts no image into {split}; a run needs some there")
+            refuse_shared_patients(splits, what=str(path / "labels.csv"))
+        else:
+            splits = seeded(list(examples.values()), seed=split_seed, what=str(path))
+        _warn_of_unseen_classes(splits, class_names, path)
+        return Listing(splits, class_names, title=f"{self.name}-{path.absolute().resolve().name}")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of ``labels.csv``; ``None`` where there is no such column, or, for a patient, nothing in it."""
+
+    line: int
+    label: str | None
+    patient: str | None
+    split: str | None
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _files(folder: Path, *, what: str) -> dict[str, Path]:
+    """The files of a folder by their names (composed), sorted by these.
+
+    :raises DataError: it holds something that is no image, or nothing at all, or two names that look alike.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; it has to hold the {what}s")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name.lower() in _LITTER:
+            continue
+        if path.is_dir():
+            raise DataError(
+                f"{folder} holds a folder, {path.name}; put all {what}s into {folder.name}/ itself, and what the "
+                "folders tell about them into labels.csv (columns image, label, patient, split)"
+            )
+        if path.suffix.lower() not in ENDINGS:
+            raise DataError(
+                f"{path} is no {what} by its ending ({path.suffix or 'none'}); convert it to one of "
+                f"{', '.join(sorted(ENDINGS))}, or move it away"
+            )
+        name = _composed(path.name)
+        if name in found:
+            raise DataError(
+                f"{folder} holds two files called {name}, one written with composed letters, one with separate "
+                "accents; rename one"
+            )
+        found[name] = path
+    if not found:
+        raise DataError(f"{folder} holds no {what}")
+    return dict(sorted(found.items()))
+
+
+def _masks(folder: Path, images: dict[str, Path]) -> dict[str, Path]:
+    """The mask of each image, by the image's name.
+
+    :raises DataError: not every image has exactly one, or a mask has no image; the message names it.
+    """
+    by_stem: dict[str, Path] = {}
+    for name, path in _files(folder, what="mask").items():
+        stem = Path(name).stem
+        if stem in by_stem:
+            raise DataError(f"{folder} holds two masks for {stem}: {by_stem[stem].name} and {path.name}; remove one")
+        by_stem[stem] = path
+    masks: dict[str, Path] = {}
+    for name in images:
+        stem = Path(name).stem
+        if stem not in by_stem:
+            begin = stem.casefold()
+            near = next((path.name for other, path in by_stem.items() if other.casefold().startswith(begin)), None)
+            hint = "add it" if near is None else f"rename {near}, if that is it"
+            raise DataError(f"the image {name} has no mask {stem}.* in {folder}; {hint}, or move the folder away")
+        masks[name] = by_stem[stem]
+    stems = Counter(Path(name).stem for name in images)
+    if unused := [path for stem, path in by_stem.items() if stem not in stems]:
+        raise DataError(f"the mask {unused[0]} has no image {unused[0].stem}.* beside it; remove it, or add the image")
+    if twice := [stem for stem, number in stems.items() if number > 1]:
+        raise DataError(f"{twice[0]} is the stem of {stems[twice[0]]} images, so whose the mask is cannot be known")
+    return masks
+
+
+def _rows(path: Path, images: dict[str, Path]) -> dict[str, _Row]:
+    """The rows of ``labels.csv`` by the image's name; empty where there is no such file.
+
+    :raises DataError: the table does not fit the images or itself; the message has the number of the line.
+    """
+    if not path.exists():
+        return {}
+    by_stem: dict[str, list[str]] = {}
+    for name in images:
+        by_stem.setdefault(Path(name).stem, []).append(name)
+    rows: dict[str, _Row] = {}
+    for line, values in _table(path):
+        where = f"line {line} of {path}"
+        given = _composed(values["image"])
+        candidates = [given] if given in images else by_stem.get(given, [])
+        if len(candidates) != 1:
+            which = f"{', '.join(candidates)} could be meant" if candidates else f"{path.parent / 'images'} has none"
+            raise DataError(f"{where}: which image is {given!r}? {which}")
+        if (name := candidates[0]) in rows:
+            raise DataError(f"{where}: {given!r} has a row already, in line {rows[name].line}; remove one of them")
+        for column in ("label", "split"):
+            if values.get(column) == "":
+                raise DataError(f"{where}: {given!r} has no {column}; fill it in, or leave out the column or the image")
+        split = values["split"].lower() if "split" in values else None
+        if split is not None and split not in SPLITS:
+            raise DataError(f"{where}: the split must be one of {', '.join(SPLITS)}, not {values['split']!r}")
+        rows[name] = _Row(line, values.get("label"), values.get("patient") or None, split)
+    if missing := [name for name in images if name not in rows]:
+        more = f" (nor have {len(missing) - 1} others)" if len(missing) > 1 else ""
+        raise DataError(f"{path} has no row for the image {missing[0]}{more}; add it, or move the image away")
+    return rows
+
+
+def _table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a table with the numbers of their lines; of each, the columns that matter here.
+
+    :raises DataError: it is no table with a column ``image``.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file, strict=True)
+            header = [each.strip().lower() for each in next(lines, [])]
+            wanted = [column for column in _COLUMNS if column in header]
+            if "image" not in wanted:
+                hint = "; its columns must be separated by commas" if len(header) == 1 and ";" in header[0] else ""
+                raise DataError(f"{path} has no column image (only {', '.join(header) or 'nothing'}){hint}")
+            if twice := [column for column in wanted if header.count(column) > 1]:
+                raise DataError(f"{path} has two columns called {twice[0]}; rename one")
+            for values in lines:
+                if not any(value.strip() for value in values):
+                    continue
+                if len(values) != len(header):
+                    raise DataError(
+                        f"line {lines.line_num} of {path} has {len(values)} fields, the first line {len(header)}; "
+                        "quote what holds a comma"
+                    )
+                fields = dict(zip(header, values, strict=True))
+                yield lines.line_num, {column: fields[column].strip() for column in wanted}
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not written in UTF-8 ({error.reason}); save it as 'CSV UTF-8'") from error
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read as a table: {error} (line {lines.line_num})") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {reason(error)}") from error
+
+
+def _in_order(labels: set[str]) -> Callable[[str], Any]:
+    """How labels are sorted: as numbers, if all of them are whole numbers (2 before 10), else as text."""
+    if all(label.removeprefix("-").isdecimal() for label in labels):
+        return lambda label: (int(label), label)
+    return str
+
+
+def _warn_of_unseen_classes(splits: dict[str, list[Example]], class_names: tuple[str, ...], path: Path) -> None:
+    for split in ("train", "test"):
+        seen = {example.label for example in splits[split]}
+        if unseen := [name for label, name in enumerate(class_names) if label not in seen]:
+            logger.warning("%s: no image in %s has the label %s.", path, split, ", ".join(unseen))
