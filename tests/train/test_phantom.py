@@ -49,6 +49,12 @@ def test_three_channels_are_equal(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert (data.test.images == data.test.images[..., :1]).all()
 
 
+def test_they_have_no_size_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    counts = {split: {"NonCOVID": 1, "COVID": 1} for split in ("train", "val", "test")}
+    monkeypatch.setattr("train.data.sets.covidct.PHANTOM_COUNTS", counts)
+    assert load("covidct", source="phantom", size=None, cache_dir=tmp_path).size == (128, 128)
+
+
 @pytest.mark.parametrize("diseased", [False, True])
 def test_the_seed_decides(diseased: bool) -> None:
     slice_ = chest_slice(7, diseased=diseased, size=64)

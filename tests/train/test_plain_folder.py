@@ -287,6 +287,13 @@ class TestTable:
         assert data.class_names == ('a, "b" 0', 'a, "b" 1')
         assert by_name(data)["scan.v1.3.png"][1] == 1
 
+    @pytest.mark.parametrize("form", ["scan.v1.{}.png", "scan.v1.{}", "images/scan.v1.{}.png", "images/scan.v1.{}"])
+    def test_how_images_are_named(self, root: Path, form: str) -> None:
+        table(root, [f"{form.format(i)},{'ab'[i % 2]}" for i in range(10)])
+        assert {name: label for name, (_, label, _) in by_name(read(root)).items()} == {
+            f"scan.v1.{i}.png": i % 2 for i in range(10)
+        }
+
     def test_numbers_are_sorted_as_numbers(self, root: Path) -> None:
         table(root, [f"scan.v1.{i}.png,{i + 1}" for i in range(10)])
         assert read(root).class_names == tuple(map(str, range(1, 11)))

@@ -94,7 +94,8 @@ class Subset:
     :param masks: ``uint8 [N, H, W]`` class index of each pixel, or N masks of the images' sizes, or ``None``.
     :param names: a stable identifier per image (its official file name); it seeds the image's degradation.
     :param patients: whose each image is, or ``None`` where that is not known.
-    :param value_range: what 0 and 1 stand for in the units of the files; (0, 255) for 8 bits.
+    :param value_range: what 0 and 1 stand for in the units of the files. By default (0, 255) for 8 bits, (0, 65535) for
+        16 bits, and (0, 1) for floating point.
     :raises ValueError: a shape, dtype or number is not as above.
     """
 
@@ -103,10 +104,13 @@ class Subset:
     masks: Arrays | None
     names: tuple[str, ...]
     patients: tuple[str, ...] | None = None
-    value_range: tuple[float, float] = (0.0, 255.0)
+    value_range: tuple[float, float] = None  # type: ignore[assignment]  # never None once it is made
 
     def __post_init__(self) -> None:
         n = len(self.names)
+        if self.value_range is None:
+            top = float(np.iinfo(self.images.dtype).max) if self.images.dtype.kind == "u" else 1.0
+            object.__setattr__(self, "value_range", (0.0, top))
         images, labels, masks = self.images, self.labels, self.masks
         if images.dtype not in DTYPES or _ndim(images) != 4 or len(images) != n:
             raise ValueError(

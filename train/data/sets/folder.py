@@ -4,9 +4,9 @@
     DIR/masks/*       optional: for each image a mask of the same stem and size, holding class indices 0, 1, 2, ...
     DIR/labels.csv    optional: a row per image; columns image and any of label, patient, split
 
-In ``labels.csv`` an image is named as in ``images/``, with or without its ending. Columns may come in any order, and
-others are ignored. ``label`` is the class in words, or a number. ``split`` is train, val or test; without that column
-the images are split by a seed: by patient where patients are known, each label shared out alike.
+In ``labels.csv`` an image is named as in ``images/``, with or without that folder and its ending. Columns may come in
+any order, and others are ignored. ``label`` is the class in words, or a number. ``split`` is train, val or test;
+without that column the images are split by a seed: by patient where patients are known, each label shared out alike.
 
 Names are compared in Unicode's composed form (NFC): the same name from a Mac may be written with other code points.
 """
@@ -161,7 +161,7 @@ def _rows(path: Path, images: dict[str, Path]) -> dict[str, _Row]:
     rows: dict[str, _Row] = {}
     for line, values in _table(path):
         where = f"line {line} of {path}"
-        given = _composed(values["image"])
+        given = _composed(values["image"]).removeprefix("images/")
         candidates = [given] if given in images else by_stem.get(given, [])
         if len(candidates) != 1:
             which = f"{', '.join(candidates)} could be meant" if candidates else f"{path.parent / 'images'} has none"
