@@ -305,7 +305,7 @@ def test_images_of_different_sizes(tmp_path):
     ragged = dataclasses.replace(data.train, images=Ragged.of(images, dtype=np.dtype(np.uint8), ndim=3))
     engine = make(tmp_path / "run", dataclasses.replace(data, train=ragged), strategy="ip-only")
     assert train(engine)
-    with pytest.raises(RunError, match="--crop 32 does not fit into the training image train-0.png of 16 x 16 px"):
+    with pytest.raises(RunError, match=r"--crop 32 does not fit into the training image train-0\.png of 16 x 16 px"):
         make(tmp_path / "small", dataclasses.replace(data, train=ragged), crop=32, size=32)
 
 

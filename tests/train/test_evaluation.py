@@ -192,11 +192,11 @@ def test_memory_does_not_grow_with_the_number_of_images(monkeypatch):
         alive += len(made)
         most = max(most, alive)
 
-        def gone(n=len(made)):
+        def gone(n):
             nonlocal alive
             alive -= n
 
-        weakref.finalize(made.untyped_storage(), gone)
+        weakref.finalize(made.untyped_storage(), gone, len(made))
         return made
 
     monkeypatch.setattr(Subset, "tensor", counted)

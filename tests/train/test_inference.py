@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -90,7 +92,7 @@ def test_starts_cover_every_pixel_once_at_least():
     for length in range(1, 200):
         starts = Tiling(32, 8, 0).starts(length)
         assert starts[0] == 0 and starts[-1] + 32 >= length and (length <= 32) == (len(starts) == 1)
-        assert all(0 < after - before <= 24 for before, after in zip(starts, starts[1:], strict=False))
+        assert all(0 < after - before <= 24 for before, after in itertools.pairwise(starts))
 
 
 def test_enlarged():

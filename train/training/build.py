@@ -158,7 +158,7 @@ def build_learners(
             weight = settings.auxiliary.aux_weight
             gate: dict[str, Any] = {
                 "gate": settings.method.gate or strategy.gate,
-                "aux_weight": weight[0] if len(weight) == 1 else weight,
+                "aux_weight": weight if len(weight) > 1 and strategy.auxiliaries else weight[0],
             }
             optimizer = ours(network.parameters(), lr=training.lr, **gate, **options)  # type: ignore[call-arg]
         else:
