@@ -12,7 +12,7 @@ from typing import Any
 
 from train.errors import RunError, reason
 from train.settings.presets import preset_settings
-from train.settings.sections import FIELDS, NETWORKS, SECTION_OF, Settings
+from train.settings.sections import FIELDS, NETWORKS, Settings
 
 LONGEST = 120  # characters of a name; beyond, a part of the identity stands for what the name cannot say
 
@@ -82,28 +82,21 @@ def run_name(settings: Settings, *, title: str, source: str, task: str, identity
     :param task: the degradation with its arguments.
     :param identity: of the run.
     """
-    usual = computed(preset_settings(settings.preset).change(_networks(settings)))
-    told: list[str] = [] if settings.preset == "quick" else [settings.preset]
+    preset = preset_settings(settings.preset)
+    # Other networks have other options: those of a chosen network are compared with what the preset gives it.
+    usual = computed(preset.change({name: settings.values[name] for name in ("strategy", "aux", *NETWORKS)}))
+    usual |= {name: preset.values[name] for name in ("aux", *NETWORKS)}
     own = computed(settings)
+    told = [] if settings.preset == "quick" else [str(settings.preset)]
     for name in sorted(own, key=lambda name: name not in _FIRST):
-        value = own[name]
-        usual_value = FIELDS[name].default if name in NETWORKS else usual.get(name)
-        if name in NETWORKS and settings.preset != "quick":
-            usual_value = getattr(getattr(preset_settings(settings.preset), SECTION_OF[name]), name)
-        if name not in _IN_FRONT and value != usual_value:
-            told.append(_word(name, value))
+        if name not in _IN_FRONT and own[name] != usual.get(name):
+            told.append(_word(name, own[name]))
     front, back = f"{title}-{task}-{settings.method.strategy}", f"s{settings.training.seed}"
     marks = [] if source == "real" else ["PHANTOM"]
     name = "-".join(_safe(part) for part in (front, *told, back, *marks))
     if len(name) > LONGEST:
         name = "-".join(_safe(part)[:LONGEST] for part in (front, identity[:8], back, *marks))
     return name
-
-
-def _networks(settings: Settings) -> dict[str, Any]:
-    """The choices that decide which other settings there are."""
-    method = {"strategy": settings.method.strategy, "aux": settings.auxiliary.aux}
-    return method | {key: settings.values[key] for key in NETWORKS}
 
 
 def _word(name: str, value: Any) -> str:
