@@ -238,6 +238,7 @@ def finish(
         "identity": about.identity,
         "data": data.source,
         "dataset": settings.data.dataset,
+        "title": data.title,
         "task": settings.degradation.task,
         "degradation": str(degrade),
         "sigma": degrade.noise_level,

@@ -34,7 +34,7 @@ def introduction(data: ImageData, strategy: Strategy, names: Mapping[str, str], 
     :param names: of the networks, with what a person wants to know of their options, by the keys of their roles.
     :param training: the course of the training in words.
     """
-    source = f"real {data.name}" if data.source == "real" else f"PHANTOM (generated) images instead of {data.name}"
+    source = f"real {data.title}" if data.source == "real" else f"PHANTOM (generated) images instead of {data.name}"
     size = "various sizes" if data.size is None else f"{data.size[0]} x {data.size[1]} px"
     networks = ", ".join(
         f"{role.key.upper()} {names[role.key]} ({count_parameters(strategy.networks[role.key]):,} parameters)"
@@ -157,7 +157,9 @@ def summary(metrics: Metrics, folder: Path) -> Group:
             metrics, "psnr_capped", f"at most {metrics.get('psnr_cap', 0):.0f} dB of each image count: reached by {{}}"
         ),
         "undefined": _counts(metrics, "undefined", "NaN in {} images, so there is no mean"),
-        "data": "PHANTOM: generated images, no patients" if phantom else f"real {metrics['dataset']}",
+        "data": "PHANTOM: generated images, no patients"
+        if phantom
+        else f"real {metrics.get('title', metrics['dataset'])}",
         "IP": _network(metrics, "ip") or "none (this strategy trains VR alone)",
         "VR": vr,
         "SEG": _network(metrics, "seg"),

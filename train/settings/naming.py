@@ -88,9 +88,8 @@ def run_name(settings: Settings, *, title: str, source: str, task: str, identity
     usual |= {name: preset.values[name] for name in ("aux", *NETWORKS)}
     own = computed(settings)
     told = [] if settings.preset == "quick" else [str(settings.preset)]
-    for name in sorted(own, key=lambda name: name not in _FIRST):
-        if name not in _IN_FRONT and own[name] != usual.get(name):
-            told.append(_word(name, own[name]))
+    special = [name for name, value in own.items() if name not in _IN_FRONT and value != usual.get(name)]
+    told += [_word(name, own[name]) for name in sorted(special, key=lambda name: name not in _FIRST)]
     front, back = f"{title}-{task}-{settings.method.strategy}", f"s{settings.training.seed}"
     marks = [] if source == "real" else ["PHANTOM"]
     name = "-".join(_safe(part) for part in (front, *told, back, *marks))
