@@ -21,7 +21,7 @@ from train.degradations import Degradation, parse
 from train.degradations.parsing import ALIASES
 from train.errors import RunError
 from train.evaluation.evaluate import Evaluation, evaluate, examples
-from train.files import locked
+from train.files import locked, read_json
 from train.outputs.figures import save_gate, save_panel
 from train.outputs.report import Metrics, collect, count_parameters, finite, introduction
 from train.outputs.run_folder import RunFolder, new_folder
@@ -65,6 +65,24 @@ class About:
     name: str
     identity: str
 
+    @classmethod
+    def made(cls, settings: Settings, data: ImageData, degrade: Degradation, facts: dict[str, Any]) -> About:
+        """Of a new run.
+
+        :param facts: the fingerprint of the data.
+        :raises RunError: a file of first weights cannot be read.
+        """
+        digest = identity(settings, facts)
+        task = task_word(settings, degrade)
+        return cls(run_name(settings, title=data.title, source=data.source, task=task, identity=digest), digest)
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> About | None:
+        """Of a run that goes on; ``None`` where an earlier version began it, which did not write it down."""
+        content = read_json(folder.config) or {}
+        name, digest = content.get("name"), content.get("identity")
+        return cls(name, digest) if isinstance(name, str) and isinstance(digest, str) else None
+
 
 def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
     """Does one run, or what is left of it (``output.resume``, with its folder in ``output.out``).
@@ -87,11 +105,10 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
         data = load_data(settings, progress=display.console.is_terminal)
         settings = settings.change({"source": data.source})
         facts = fingerprint(data)
-        digest = identity(settings, facts)
-        task = task_word(settings, degrade)
-        name = run_name(settings, title=data.title, source=data.source, task=task, identity=digest)
-        about = About(name, digest)
-        experiment = build(settings, data, degrade, device=device)
+        about = (resume and About.of(folder)) or About.made(settings, data, degrade, facts)
+        # A checkpoint holds all weights: the files that the first ones came from need not be there any more.
+        first = settings.change({"ip_weights": None, "vr_weights": None}) if resume else settings
+        experiment = build(first, data, degrade, device=device)
         if settings.output.tensorboard:
             summary_writer()  # complains now, not after the folder is made
         if not resume:
@@ -113,7 +130,7 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
             engine.resume()
         else:
             folder.write_data(facts)
-            folder.write_config({"identity": about.identity} | to_json(settings))
+            folder.write_config(vars(about) | to_json(settings))
         display.say(_introduction(settings, data, experiment, engine, folder))
         with stop_on_signal() as stop:
             finished = engine.train(display, stop)
@@ -230,7 +247,7 @@ def finish(
     strategy, degrade = experiment.strategy, experiment.crops.degrade
     cache = ArrayCache(default_cache_dir())
     evaluation = evaluate(strategy, data.test, degrade, device=experiment.device, cache=cache)
-    folder.write_weights(strategy.networks, {"identity": about.identity} | to_json(settings.without_paths))
+    folder.write_weights(strategy.networks, vars(about) | to_json(settings.without_paths))
     draw(data, experiment, engine, evaluation, folder, about.name)
     values = settings.values
     said = {

@@ -14,7 +14,7 @@ from torch import nn
 from models import VR
 from train.data import ImageData, Subset
 from train.data.base import Ragged
-from train.degradations import DEGRADATIONS, Gaussian
+from train.degradations import DEGRADATIONS, Gaussian, parse
 from train.errors import RunError
 from train.outputs.run_folder import RunFolder
 from train.strategies import STRATEGIES
@@ -189,10 +189,21 @@ def test_all_strategies_see_the_same_first_weights_and_data(tmp_path):
     assert not torch.equal(others.head[0].weight, engines["joint"]["ip"].head[0].weight)
 
 
-@pytest.mark.parametrize("task", [("downsample", {"scale": 2}), ("downsample", {"scale": 4})])
-def test_super_resolution_trains(tmp_path, task):
-    engine = make(tmp_path / "run", degrade=DEGRADATIONS.build(task[0], **task[1]), max_steps=2)
+@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("strategy", ["gradprom", "vr-only"])
+def test_super_resolution_trains(tmp_path, scale, strategy):
+    degrade = DEGRADATIONS.build("downsample", scale=scale)
+    engine = make(tmp_path / "run", degrade=degrade, strategy=strategy, max_steps=2)
     assert train(engine)
+
+
+def test_a_test_image_that_cannot_be_reduced(tmp_path):
+    data = image_data()
+    images = list(data.test.images)
+    images[3] = np.repeat(images[3], 2, axis=0)[:21]
+    ragged = dataclasses.replace(data.test, images=Ragged.of(images, dtype=np.dtype(np.uint8), ndim=3))
+    with pytest.raises(RunError, match=r"test image test-3\.png has 21 x 16 px, no multiples of 2, which --task sr2"):
+        make(tmp_path / "run", dataclasses.replace(data, test=ragged), parse("sr2"), task="sr2", size=None)
 
 
 def test_colour_and_optimizers(tmp_path):

@@ -88,6 +88,12 @@ def test_first_weights_of_a_run(tmp_path):
     config_file = json.loads(Path("second/config.json").read_text())
     assert config_file["auxiliary"]["vr_weights"] == "first/weights.safetensors"
 
+    Path("first/weights.safetensors").unlink()  # a run that goes on has all weights in its checkpoint
+    Path("second/metrics.json").unlink()
+    assert main(["--resume", "second"]) == 0
+    again = json.loads(Path("second/metrics.json").read_text())
+    assert again | {"seconds": 0} == result.metrics | {"seconds": 0}
+
 
 def test_bare_names_of_the_only_network():
     do_run(config(max_steps=1, out=Path("first"), strategy="ip-only"))

@@ -89,12 +89,14 @@ def run_name(settings: Settings, *, title: str, source: str, task: str, identity
     own = computed(settings)
     told = [] if settings.preset == "quick" else [str(settings.preset)]
     special = [name for name, value in own.items() if name not in _IN_FRONT and value != usual.get(name)]
-    told += [_word(name, own[name]) for name in sorted(special, key=lambda name: name not in _FIRST)]
+    first = [_word(name, own[name]) for name in special if name in _FIRST]
+    rest = [_word(name, own[name]) for name in special if name not in _FIRST]
     front, back = f"{title}-{task}-{settings.method.strategy}", f"s{settings.training.seed}"
     marks = [] if source == "real" else ["PHANTOM"]
-    name = "-".join(_safe(part) for part in (front, *told, back, *marks))
+    name = "-".join(map(_safe, (front, *told, *first, *rest, back, *marks)))
     if len(name) > LONGEST:
-        name = "-".join(_safe(part)[:LONGEST] for part in (front, identity[:8], back, *marks))
+        begin = "-".join(map(_safe, (front, *told, *first)))
+        name = "-".join((begin[:LONGEST], identity[:8], back, *marks))
     return name
 
 
