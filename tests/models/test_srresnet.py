@@ -10,7 +10,7 @@ from models.srresnet.network import SRResNet
 
 
 def counted(*, channels: int, scale: int, blocks: int, features: int, kernel: int, norm: str) -> int:
-    """By hand: weights and biases of each convolution, one slope per PReLU, two numbers per normalised map."""
+    """By hand: weights and biases of each convolution, one slope per PReLU, two numbers per normalized map."""
 
     def conv(inputs: int, outputs: int, side: int) -> int:
         return inputs * outputs * side * side + outputs

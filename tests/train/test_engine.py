@@ -206,7 +206,7 @@ def test_a_test_image_that_cannot_be_reduced(tmp_path):
         make(tmp_path / "run", dataclasses.replace(data, test=ragged), parse("sr2"), task="sr2", size=None)
 
 
-def test_colour_and_optimizers(tmp_path):
+def test_color_and_optimizers(tmp_path):
     for optimizer in OPTIMIZERS:
         assert train(make(tmp_path / optimizer, data=image_data(channels=3), optimizer=optimizer, max_steps=2))
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.data.fingerprint import differences
 from train.errors import RunError, reason
 from train.files import LOCK, locked, read_json, write_file, write_json
 
@@ -67,6 +66,8 @@ class RunFolder:
         :param where: they are; ``None``: they are generated.
         :raises RunError: the data differ, or ``data.json`` is damaged; the message says what differs.
         """
+        from train.data.fingerprint import differences
+
         stored = read_json(self.data)
         if stored is None:
             return
