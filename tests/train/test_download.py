@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from train.data import DataUnavailableError, covidct, load
+from train.data import DataUnavailableError, load
 from train.data import download as module
+from train.data.sets import covidct
 
 IMAGES = "Images-processed"
 

@@ -401,7 +401,7 @@ class TestWhere:
                 read(near)
 
     def test_no_phantoms(self, root: Path) -> None:
-        with pytest.raises(DataError, match="has no phantoms"):
+        with pytest.raises(DataError, match="--dataset folder has no phantoms"):
             read(root, source="phantom")
 
     def test_titles_tell_folders_apart(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

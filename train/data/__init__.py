@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 from typing import Literal, get_args
 
+import train.data.sets  # noqa: F401  (the data sets register themselves)
 from train.data.base import DATASETS, DataError, DataSet, DataUnavailableError, ImageData, Subset
 from train.data.cache import ArrayCache, default_cache_dir
-from train.data.sets import covidct as covidct
-from train.data.sets import folder as folder
 from train.errors import reason
 from train.files import expanded
 

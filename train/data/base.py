@@ -385,7 +385,7 @@ class DataSet(ABC):
 
         :raises DataError: there are none.
         """
-        raise DataError(f"{self.title} has no phantoms to go with --source phantom; use --source real")
+        raise DataError(f"--dataset {self.name} has no phantoms; leave --source phantom out")
 
     def download(self, target: Path, *, progress: bool) -> None:
         """Fetches the data set into the folder ``target`` (which appears only when complete and verified).

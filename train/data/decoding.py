@@ -160,27 +160,64 @@ def _build(listing: Listing, view: View, *, what: str, progress: bool) -> dict[s
         seen = pixels if view.size is None else readers.resized(pixels, view.size)
         return seen, mask, pixels.dtype, low, high, values
 
-    results = list(readers.in_parallel(work, examples, total=len(examples), what=what, progress=progress))
-    images, masks, dtypes, lows, highs, values = (list(each) for each in zip(*results, strict=True))
-    for example, dtype in zip(examples, dtypes, strict=True):
+    images, masks = ({split: _Pile() for split in SPLITS} for _ in range(2))
+    dtypes, extremes, all_values = [], [], []
+    places = [split for split in SPLITS for _ in listing.splits[split]]
+    results = readers.in_parallel(work, examples, total=len(examples), what=what, progress=progress)
+    for split, example, (seen, mask, dtype, low, high, values) in zip(places, examples, results, strict=True):
+        dtypes.append(dtype)
         if dtype != dtypes[0]:
             raise DataError(
                 f"{example.image.files[0]} holds {dtype} values and {examples[0].image.files[0]} {dtypes[0]}: which "
                 "values are equally bright cannot be known; save all images in one type"
             )
+        extremes += [low, high]
+        all_values.append(values)
+        images[split].add(seen)
+        if mask is not None:
+            masks[split].add(mask)
+
     mask_classes, divisor = 0, 1
-    if any(mask is not None for mask in masks):
-        mask_classes, divisor = _class_indices(examples, values)
+    if any(example.mask is not None for example in examples):
+        mask_classes, divisor = _class_indices(examples, all_values)
+    square = None if view.size is None else (view.size, view.size)
     arrays: dict[str, np.ndarray] = {}
-    begin = 0
     for split in SPLITS:
-        part = slice(begin, begin + len(listing.splits[split]))
-        begin = part.stop
-        _store(arrays, f"{split}-images", images[part], view, dtypes[0], (view.channels,))
+        arrays |= images[split].arrays(f"{split}-images", dtypes[0], square, (view.channels,))
         if mask_classes:
-            _store(arrays, f"{split}-masks", [mask // divisor for mask in masks[part]], view, np.dtype(np.uint8), ())
-    arrays["facts"] = np.array([*readers.value_range(dtypes[0], min(lows), max(highs)), mask_classes], np.float64)
+            found = masks[split].arrays(f"{split}-masks", np.dtype(np.uint8), square, ())
+            found[f"{split}-masks"] //= divisor
+            arrays |= found
+    arrays["facts"] = np.array(
+        [*readers.value_range(dtypes[0], min(extremes), max(extremes)), mask_classes], np.float64
+    )
     return arrays
+
+
+class _Pile:
+    """Arrays one after the other in one growing piece of memory: a list of them would have to be copied in the end."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def add(self, array: np.ndarray) -> None:
+        self.content += array.tobytes()
+        self.shapes.append(array.shape)
+
+    def arrays(
+        self, name: str, dtype: np.dtype, square: tuple[int, int] | None, rest: tuple[int, ...]
+    ) -> dict[str, np.ndarray]:
+        """What has been added, without a copy.
+
+        :param square: height and width that all of them have; ``None``: each has its own.
+        :param rest: their other dimensions.
+        :returns: ``name``: ``[N, height, width, *rest]``, or flat with ``name-shapes``: ``int64 [N, 2 + len(rest)]``.
+        """
+        flat = np.frombuffer(self.content, dtype) if self.content else np.empty(0, dtype)
+        if square is not None:
+            return {name: flat.reshape(len(self.shapes), *square, *rest)}
+        return {name: flat, f"{name}-shapes": np.array(self.shapes, np.int64).reshape(-1, 2 + len(rest))}
 
 
 def _class_indices(examples: list[Example], values: list[np.ndarray]) -> tuple[int, int]:
@@ -191,18 +228,3 @@ def _class_indices(examples: list[Example], values: list[np.ndarray]) -> tuple[i
         mask = examples[large].mask
         assert mask is not None
         raise DataError(f"the mask {mask.files[0]} is no index image: {error}") from None
-
-
-def _store(
-    arrays: dict[str, np.ndarray],
-    name: str,
-    parts: list[np.ndarray],
-    view: View,
-    dtype: np.dtype,
-    rest: tuple[int, ...],
-) -> None:
-    if view.size is not None:
-        arrays[name] = np.stack(parts) if parts else np.empty((0, view.size, view.size, *rest), dtype)
-        return
-    ragged = Ragged.of(parts, dtype=dtype, ndim=2 + len(rest))
-    arrays[name], arrays[f"{name}-shapes"] = ragged.flat, ragged.shapes

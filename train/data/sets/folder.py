@@ -8,6 +8,9 @@ In ``labels.csv`` an image is named as in ``images/``, with or without that fold
 any order, and others are ignored. ``label`` is the class in words, or a number. ``split`` is train, val or test;
 without that column the images are split by a seed: by patient where patients are known, each label shared out alike.
 
+Photographs are turned upright as their EXIF data say, and their masks have to fit that view. Where an image was turned
+by half a circle, or is as wide as it is high, a mask of the view before cannot be told from one of the view after.
+
 Names are compared in Unicode's composed form (NFC): the same name from a Mac may be written with other code points.
 """
 
