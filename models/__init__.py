@@ -1,21 +1,22 @@
-"""Networks: image processing (IP, the main model) and visual recognition (VR, the auxiliary model).
+"""Networks: image processing (IP, the main model) and visual recognition (VR, the auxiliary models).
 
-Plain ``nn.Module`` classes behind two registries; nothing here knows about GradProm. A new network is one new file with
-a registered factory, imported below.
+Plain ``nn.Module`` classes behind three registries; nothing here knows about GradProm. A new network is one new file
+with a registered factory, imported below, and its options (if it has any) as a frozen dataclass in that file. The
+command line reads the options before PyTorch is imported: layers of one's own go into a file that the factory imports.
 
-* IP factories: ``f(*, channels, scale=1, **options)``, ``[N, C, H, W] -> [N, C, H * scale, W * scale]``
-* VR factories: ``f(*, channels, num_classes, **options)``, ``[N, C, H, W] -> logits [N, num_classes]``
+* IP: ``f(options, *, channels, scale)``, ``[N, C, H, W] -> [N, C, H * scale, W * scale]``
+* VR (diagnosis): ``f(options, *, channels, num_classes)``, ``[N, C, H, W] -> logits [N, num_classes]``
+* SEG (segmentation): ``f(options, *, channels, num_classes)``, ``[N, C, H, W] -> logits [N, num_classes, H, W]``
 """
 
 from __future__ import annotations
 
-from torch import nn
+from models.registry import Networks, NoOptions, Registry, UnknownNameError
 
-from models.registry import Registry, UnknownNameError
+IP = Networks("IP network")
+VR = Networks("VR network")
+SEG = Networks("segmentation network")
 
-IP: Registry[nn.Module] = Registry("IP network")
-VR: Registry[nn.Module] = Registry("VR network")
+from models import resnet, srresnet, unet  # noqa: E402  (the files register themselves in the registries above)
 
-from models import resnet, srresnet  # noqa: E402  (the files register themselves in the registries above)
-
-__all__ = ["IP", "VR", "Registry", "UnknownNameError", "resnet", "srresnet"]
+__all__ = ["IP", "SEG", "VR", "Networks", "NoOptions", "Registry", "UnknownNameError", "resnet", "srresnet", "unet"]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from torch import nn
 
 T = TypeVar("T")
 
@@ -17,11 +21,11 @@ class Registry(Generic[T]):
 
     :param kind: what the entries are, in the words of the user ("IP network"); used in error messages.
 
-    >>> colours = Registry[str]("colour")
-    >>> @colours.register("red")
+    >>> colors = Registry[str]("color")
+    >>> @colors.register("red")
     ... def red() -> str:
     ...     return "#f00"
-    >>> colours.build("red")
+    >>> colors.build("red")
     '#f00'
     """
 
@@ -59,3 +63,54 @@ class Registry(Generic[T]):
         :raises UnknownNameError: the name is not registered.
         """
         return self[name](**kwargs)
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a network that has none."""
+
+
+class Networks(Registry["nn.Module"]):
+    """Networks by name, each with its options: a frozen dataclass that stands beside the network and refuses values out
+    of range when it is made, which costs nothing.
+
+    A factory is called as ``f(options, **shape)``, or ``f(**shape)`` where the network has no options.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self._options: dict[str, type] = {}
+
+    def register(
+        self, name: str, options: type | None = None
+    ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+        """Decorator that enters a factory under ``name``.
+
+        :param options: the dataclass of its options, all of which have defaults and a line that says what they are.
+        """
+        if options is not None:
+            self._options[name] = options
+        return super().register(name)
+
+    def options(self, name: str) -> type[Any]:
+        """The dataclass of a network's options, :class:`NoOptions` where it has none.
+
+        :raises UnknownNameError: the name is not registered.
+        """
+        self[name]
+        return self._options.get(name, NoOptions)
+
+    def build(self, name: str, options: Any = None, /, **shape: object) -> nn.Module:
+        """The network registered under ``name``, with fresh weights from PyTorch's global generator.
+
+        :param options: an instance of its options; the defaults where nothing is given.
+        :param shape: what the data decide (``channels`` and, by kind, ``scale``, ``num_classes``).
+        :raises UnknownNameError: the name is not registered.
+        :raises TypeError: the options are those of another network.
+        """
+        kind = self.options(name)
+        if options is not None and type(options) is not kind:
+            raise TypeError(f"{self.kind} {name!r} takes {kind.__name__}, not {type(options).__name__}")
+        if kind is NoOptions:
+            return self[name](**shape)
+        return self[name](kind() if options is None else options, **shape)

@@ -7,11 +7,12 @@ each class less as many as the last layer is wide, plus one.
 
 from __future__ import annotations
 
-from typing import Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Literal
 
 from models import VR
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def _resnet(block: Literal["basic", "bottleneck"], layers: list[int], channels: int, num_classes: int) -> nn.Module:

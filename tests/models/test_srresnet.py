@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from models import IP
-from models.srresnet import SRResNet
+from models.srresnet import SRResNetOptions
+from models.srresnet.network import SRResNet
 
 
 def counted(*, channels: int, scale: int, blocks: int, features: int, kernel: int, norm: str) -> int:
-    """By hand: weights and biases of each convolution, one slope per PReLU, two numbers per normalised map."""
+    """By hand: weights and biases of each convolution, one slope per PReLU, two numbers per normalized map."""
 
     def conv(inputs: int, outputs: int, side: int) -> int:
         return inputs * outputs * side * side + outputs
@@ -29,7 +30,7 @@ def counted(*, channels: int, scale: int, blocks: int, features: int, kernel: in
 @pytest.mark.parametrize(("blocks", "features"), [(16, 64), (0, 5)])
 def test_parameter_count(channels, scale, kernel, norm, blocks, features):
     form = {"blocks": blocks, "features": features, "kernel": kernel, "norm": norm}
-    network = IP.build("srresnet", channels=channels, scale=scale, **form)
+    network = IP.build("srresnet", SRResNetOptions(**form), channels=channels, scale=scale)
     assert sum(p.numel() for p in network.parameters()) == counted(channels=channels, scale=scale, **form)
 
 
@@ -43,7 +44,9 @@ def test_parameter_count(channels, scale, kernel, norm, blocks, features):
     ],
 )
 def test_documented_parameter_count(count, form):
-    assert sum(p.numel() for p in SRResNet(channels=3, **form).parameters()) == count
+    form = dict(form)
+    scale = form.pop("scale")
+    assert sum(p.numel() for p in SRResNet(SRResNetOptions(**form), channels=3, scale=scale).parameters()) == count
     assert f"{count:,}" in (SRResNet.__doc__ or "")
 
 
@@ -51,7 +54,7 @@ def test_documented_parameter_count(count, form):
 @pytest.mark.parametrize("scale", [1, 2, 4])
 def test_untrained_network_interpolates(scale, norm):
     x = torch.rand(2, 3, 7, 9)
-    y = SRResNet(channels=3, scale=scale, blocks=2, features=4, norm=norm)(x)
+    y = SRResNet(SRResNetOptions(blocks=2, features=4, norm=norm), channels=3, scale=scale)(x)
     expected = x if scale == 1 else F.interpolate(x, size=(7 * scale, 9 * scale), mode="bicubic", align_corners=False)
     torch.testing.assert_close(y, expected, rtol=0, atol=0)
 
@@ -59,7 +62,7 @@ def test_untrained_network_interpolates(scale, norm):
 @pytest.mark.parametrize("scale", [1, 4])
 def test_every_parameter_learns(scale):
     torch.manual_seed(0)
-    network = SRResNet(channels=1, scale=scale, blocks=2, features=4)
+    network = SRResNet(SRResNetOptions(blocks=2, features=4), channels=1, scale=scale)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     x, target = torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8 * scale, 8 * scale)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
@@ -74,7 +77,7 @@ def test_every_parameter_learns(scale):
 def test_sees_what_its_depth_promises():
     """The residual of a pixel depends on its receptive field and on nothing else (no batch or global statistics)."""
     torch.manual_seed(0)
-    network = SRResNet(channels=1, blocks=1, features=4)
+    network = SRResNet(SRResNetOptions(blocks=1, features=4), channels=1)
     torch.nn.init.normal_(network.tail.weight)
     x = torch.rand(1, 1, 21, 21, requires_grad=True)
     network(x)[0, 0, 10, 10].backward()
@@ -86,14 +89,16 @@ def test_sees_what_its_depth_promises():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"scale": 3}, "scale must be one of 1, 2, 4, got 3"),
-        ({"blocks": -1}, "blocks must be at least 0, got -1"),
-        ({"features": 0}, "features must be at least 1, got 0"),
-        ({"channels": 0}, "channels must be at least 1, got 0"),
-        ({"kernel": 4}, "kernel must be odd and at least 1, got 4"),
-        ({"norm": "layer"}, "norm must be 'none' or 'batch', got 'layer'"),
+        ({"scale": 3}, "scale must be one of 1, 2, 4, not 3"),
+        ({"blocks": -1}, "blocks must be at least 0, not -1"),
+        ({"features": 0}, "features must be at least 1, not 0"),
+        ({"channels": 0}, "channels must be at least 1, not 0"),
+        ({"kernel": 4}, "kernel must be odd and at least 1, not 4"),
+        ({"norm": "layer"}, "norm must be 'none' or 'batch', not 'layer'"),
     ],
 )
 def test_wrong_arguments(wrong, message):
     with pytest.raises(ValueError, match=message):
-        SRResNet(**({"channels": 1} | wrong))
+        shape = {name: value for name, value in wrong.items() if name in ("channels", "scale")}
+        options = {name: value for name, value in wrong.items() if name not in shape}
+        SRResNet(SRResNetOptions(**options), **({"channels": 1} | shape))

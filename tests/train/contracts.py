@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from rich.console import Console
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
-# --- data sets and degradations ---
+import gradprom_ext as gp
+from models import IP, Networks
+from models.srresnet import SRResNetOptions
 from train.data import ImageData, Subset
 from train.data.fingerprint import differences, fingerprint
 from train.data.phantoms.chest_ct import chest_slice
-from train.degradations import Degradation, fixed_seeds, parse
+from train.degradations import Degradation, Gaussian, fixed_seeds, parse
+from train.outputs.run_folder import RunFolder
+from train.strategies import Strategy, strategy_class
+from train.strategies.auxiliary import AUXILIARIES
+from train.strategies.base import Batch, Learner, Terms
+from train.training.build import build
+from train.training.engine import Cadence, Engine
+from train.training.progress import Display, Stop
+
+from . import tiny
+
+# --- data sets and degradations ---
 
 SPLITS = ("train", "val", "test")
 
@@ -147,3 +168,306 @@ def psnr(images: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
     """In dB per image, written out."""
     error = (images.double().clamp(0, 1) - clean.double()).pow(2).mean((1, 2, 3))
     return -10 * error.log10()
+
+
+# --- networks ---
+
+
+def check_network(registry: Networks, name: str, *, options: Any = None, side: int = 32) -> None:
+    """
+    :param options: of the network; its defaults where nothing is given.
+    :param side: of the images it is tried on.
+    """
+    kind = registry.options(name)
+    assert kind() == kind(), "options are compared"
+    assert kind.__dataclass_params__.frozen, "options do not change"
+    with pytest.raises(TypeError):
+        registry.build(name, object(), channels=1)
+    shape = {} if registry is IP else {"num_classes": 3}
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        networks.append(registry.build(name, options, channels=1, **shape))
+    state = networks[1].state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in networks[0].state_dict().items()), "seeded weights"
+    _check_learning(networks[0], side, last_is_zero=registry is IP)
+    for channels, scale in [(1, 1), (3, 1), *([(1, 2), (1, 4)] if registry is IP else [])]:
+        more = {"scale": scale} if registry is IP else shape
+        _check_answers(registry, registry.build(name, options, channels=channels, **more), channels, scale, side)
+
+
+def _check_learning(network: nn.Module, side: int, *, last_is_zero: bool) -> None:
+    """Every parameter gets a gradient; the second time, where a last layer that begins at zero passes nothing on."""
+    images = torch.rand(2, 1, side, side + 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    optimizer = torch.optim.SGD(network.train().parameters(), lr=1e-2)
+    for _ in range(1 + last_is_zero):
+        optimizer.step()
+        optimizer.zero_grad()
+        (network(images) - 0.3).square().mean().backward()
+    silent = [name for name, each in network.named_parameters() if each.grad is None or not each.grad.any()]
+    # A shift in front of a normalization has no effect, and the gradient that says so is lost in rounding.
+    assert all(name.endswith("bias") for name in silent), f"these parameters never learn: {silent}"
+    assert images.grad is not None and images.grad.abs().sum() > 0, "a gradient reaches the images"
+
+
+@torch.no_grad()
+def _check_answers(registry: Networks, network: nn.Module, channels: int, scale: int, side: int) -> None:
+    images = torch.rand(2, channels, side, side + 4, generator=torch.Generator().manual_seed(1))
+    expected = {
+        "IP network": (2, channels, side * scale, (side + 4) * scale),
+        "VR network": (2, 3),
+        "segmentation network": (2, 3, side, side + 4),
+    }[registry.kind]
+    whole = network.eval()(images)
+    assert whole.shape == expected and whole.isfinite().all()
+    last = network(images.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(last, whole, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(network(images[1:]), whole[1:], rtol=1e-3, atol=1e-4, msg="other images matter")
+
+
+# --- strategies ---
+
+LR = 1e-2
+WEIGHTS = {"dia": 0.7, "seg": 0.3}
+GATES: dict[str, Callable[[float], float]] = {
+    "always": lambda cosine: 1.0,
+    "never": lambda cosine: 0.0,
+    "hard": lambda cosine: 1.0 if cosine >= 0 else 0.0,
+    "soft": lambda cosine: max(0.0, cosine),
+}
+
+
+def batches(n: int) -> list[Batch]:
+    """In double precision, so that two computations can be compared closely."""
+    generator = torch.Generator().manual_seed(5)
+    made = []
+    for _ in range(n):
+        clean = torch.rand(4, 1, 8, 8, generator=generator, dtype=torch.float64)
+        degraded = clean + 0.1 * torch.randn(clean.shape, generator=generator, dtype=torch.float64)
+        labels = torch.randint(2, (4,), generator=generator)
+        made.append(Batch(clean, degraded, labels, torch.randint(2, (4, 8, 8), generator=generator)))
+    return made
+
+
+def fresh_networks(auxiliaries: Sequence[str]) -> dict[str, nn.Module]:
+    """By the keys of their roles, without dropout."""
+    torch.manual_seed(3)
+    ip = IP.build("srresnet", SRResNetOptions(blocks=1, features=4), channels=1).double()
+    nn.init.normal_(ip.tail.weight, std=0.05)  # a head start: at zero, the first cosine speaks of the last layer alone
+    vr = tiny.tiny_vr(channels=1, num_classes=2).double()
+    vr[5] = nn.Identity()
+    networks = {"ip": ip, "vr": vr, "seg": tiny.tiny_seg(channels=1, num_classes=2).double()}
+    roles = {"ip", *(AUXILIARIES[name].role.key for name in auxiliaries)}
+    return {key: network for key, network in networks.items() if key in roles}
+
+
+def make_strategy(
+    name: str,
+    networks: Mapping[str, nn.Module],
+    auxiliaries: Sequence[str] = ("dia",),
+    *,
+    weights: Sequence[float] | None = None,
+    terms: Terms | None = None,
+    gate: str | None = None,
+) -> Strategy:
+    """A strategy with these networks, and constant learning rates."""
+    kind = strategy_class(name)
+    data = tiny.with_masks(tiny.image_data())
+    strategy = kind([AUXILIARIES.build(each, data=data) for each in auxiliaries], terms)
+    learners = {}
+    for role in strategy.roles:
+        network = networks[role.key]
+        if role.kind == "main":
+            aux_weight = tuple(WEIGHTS[each] for each in auxiliaries) if weights is None else tuple(weights)
+            optimizer = gp.GradPromAdam(
+                network.parameters(),
+                lr=LR,
+                gate=gate or strategy.gate,
+                aux_weight=aux_weight if len(aux_weight) > 1 and strategy.auxiliaries else aux_weight[0],
+            )
+        else:
+            optimizer = torch.optim.Adam(network.parameters(), lr=LR, fused=True)
+        learners[role.key] = Learner(network, optimizer, LambdaLR(optimizer, lambda step: 1.0))
+    strategy.equip(learners)
+    return strategy
+
+
+def target_loss(auxiliary: str, output: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """``L_VR`` written out."""
+    logs = output - output.logsumexp(1, keepdim=True)
+    if auxiliary == "dia":
+        return -logs[range(4), batch.labels].mean()
+    truth = nn.functional.one_hot(batch.masks, 2).permute(0, 3, 1, 2).to(output)
+    entropy = -(logs * truth).sum(1).mean()
+    share = logs.exp()
+    both, all_ = (share * truth).sum((2, 3)), (share + truth).sum((2, 3))
+    return entropy + (1 - (2 * both + 1e-5) / (all_ + 1e-5)).mean()
+
+
+def check_strategy(name: str, auxiliaries: Sequence[str], terms: Terms | None = None) -> list[float]:
+    """
+    :param auxiliaries: those it is given.
+    :returns: the gates that were seen.
+    """
+    gates = _check_definition(name, auxiliaries, terms)
+    _check_nan(name, auxiliaries, terms)
+    if strategy_class(name).trains_ip:
+        _check_without_weight(name, auxiliaries)
+    return gates
+
+
+def _flat(grads: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def _check_definition(name: str, auxiliaries: Sequence[str], terms: Terms | None) -> list[float]:
+    """Against autograd and torch.optim: the combination written out, every loss from a forward pass of its own."""
+    networks = fresh_networks(auxiliaries)
+    own = copy.deepcopy(networks)
+    terms = (terms or Terms())._replace(epochs=1, pretrain_epochs=1)
+    strategy = make_strategy(name, networks, auxiliaries, terms=terms)
+    assert {role.key for role in strategy.roles} <= set(networks)
+    optimizers = {key: torch.optim.Adam(network.parameters(), lr=LR) for key, network in own.items()}
+    declared = {each.name for each in strategy.measures}
+    among, gates = len(auxiliaries), []
+    phases = strategy.phases(12)
+    assert phases[-1].name == "train" and all(set(phase.moves) <= set(networks) for phase in phases)
+    for phase in phases:
+        strategy.enter(phase)
+        with_ip = "ip" in phase.moves
+        for key, network in own.items():
+            network.train(key in phase.moves)
+        for batch in batches(phase.iterations):
+            found = strategy.update(strategy.losses(batch))
+            assert set(found) <= declared
+            images = batch.clean if terms.train_on == "clean" or len(phases) > 1 else batch.degraded
+            theta = list(own["ip"].parameters())
+            if with_ip:
+                loss = torch.mean((own["ip"](batch.degraded) - batch.clean) ** 2)
+                main = torch.autograd.grad(loss, theta)
+                assert found["loss"].item() == pytest.approx(loss.item(), rel=1e-9)
+                combined = list(main)
+            for each in auxiliaries if strategy.uses_auxiliaries else ():
+                suffix, key = f"_{each}" if among > 1 else "", AUXILIARIES[each].role.key
+                phi = list(own[key].parameters())
+                given = own["ip"](batch.degraded) if with_ip else images
+                loss = target_loss(each, own[key](given), batch)
+                grads = torch.autograd.grad(loss, theta + phi if with_ip else phi)
+                assert found[f"aux_loss{suffix}"].item() == pytest.approx(loss.item(), rel=1e-5)
+                if with_ip:
+                    aux, grads = grads[: len(theta)], grads[len(theta) :]
+                    cosine = nn.functional.cosine_similarity(_flat(main), _flat(aux), dim=0).item()
+                    gate = GATES[strategy.gate](cosine)
+                    gates.append(gate)
+                    assert found[f"cosine{suffix}"].item() == pytest.approx(cosine, abs=1e-6)
+                    assert found[f"gate{suffix}"].item() == pytest.approx(gate, abs=1e-6)
+                    combined = [c + gate * WEIGHTS[each] * a for c, a in zip(combined, aux, strict=True)]
+                for p, g in zip(phi, grads, strict=True):
+                    p.grad = g
+            if with_ip:
+                for p, g in zip(theta, combined, strict=True):
+                    p.grad = g
+                assert not found["skipped"]
+            for key in phase.moves:
+                optimizers[key].step()
+    for key, network in networks.items():
+        for (what, value), other in zip(network.state_dict().items(), own[key].state_dict().values(), strict=True):
+            torch.testing.assert_close(
+                value, other, rtol=1e-5, atol=1e-7, msg=lambda text, what=what, key=key: f"{key}.{what}: {text}"
+            )
+    return gates
+
+
+def _everything(strategy: Strategy) -> dict[str, Any]:
+    return copy.deepcopy(
+        {
+            key: (learner.network.state_dict(), learner.optimizer.state_dict()["state"], learner.schedule.last_epoch)
+            for key, learner in strategy.learners.items()
+        }
+    )
+
+
+def _moved(strategy: Strategy) -> dict[str, Any]:
+    """Without the schedules: they count iterations, those that were skipped among them."""
+    return {key: value[:2] for key, value in _everything(strategy).items()}
+
+
+def _check_nan(name: str, auxiliaries: Sequence[str], terms: Terms | None) -> None:
+    """In every phase, once the optimizers have their state: networks, batch statistics and optimizers stay as they are,
+    and the step after it is as if there had been no NaN."""
+    terms = (terms or Terms())._replace(epochs=1, pretrain_epochs=1)
+    disturbed, other = (make_strategy(name, fresh_networks(auxiliaries), auxiliaries, terms=terms) for _ in range(2))
+    good, bad, after = batches(3)
+    nan = Batch(bad.clean * math.nan, bad.degraded * math.nan, bad.labels, bad.masks)
+    for phase in disturbed.phases(1):
+        for strategy in (disturbed, other):
+            strategy.enter(phase)
+            strategy.update(strategy.losses(good))
+        before = _moved(disturbed)
+        found = disturbed.update(disturbed.losses(nan))
+        assert found.get("skipped", True)
+        assert _same(_moved(disturbed), before), f"NaN moved something in phase {phase.name}"
+        for strategy in (disturbed, other):
+            strategy.update(strategy.losses(after))
+        assert _same(_moved(disturbed), _moved(other)), f"NaN left something in phase {phase.name}"
+        assert not _same(_moved(disturbed), before), "the test must be able to see a step"
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one == other
+
+
+def _check_without_weight(name: str, auxiliaries: Sequence[str]) -> None:
+    """With lambda 0, IP is trained as if there were no VR."""
+    advised, alone = fresh_networks(auxiliaries), fresh_networks(auxiliaries)
+    pair = (
+        make_strategy(name, advised, auxiliaries, weights=[0.0] * len(auxiliaries)),
+        make_strategy("ip-only", alone, auxiliaries),
+    )
+    for strategy in pair:
+        strategy.enter(strategy.phases(1)[-1])
+        for batch in batches(4):
+            strategy.update(strategy.losses(batch))
+    for one, other in zip(advised["ip"].parameters(), alone["ip"].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def check_checkpoints(name: str, aux: str, folder: Path) -> None:
+    """Stopped in the midst of each phase and taken up by objects that know nothing of it, a run ends as a whole one."""
+
+    def make(where: str) -> Engine:
+        settings = tiny.config(strategy=name, aux=aux, seg="tiny")
+        (folder / where).mkdir(exist_ok=True)
+        data = tiny.with_masks(tiny.image_data())
+        experiment = build(settings, data, Gaussian(0.1), device=torch.device("cpu"))
+        return Engine(experiment, RunFolder(folder / where), Cadence(log_every=1), begun=0.0)
+
+    class StopAt(Stop):
+        def __init__(self, engine: Engine, step: int) -> None:
+            self.engine, self.step = engine, step
+
+        @property
+        def requested(self) -> bool:  # type: ignore[override]
+            return self.engine.step >= self.step
+
+    display = Display(Console(quiet=True))
+    whole = make("whole")
+    assert whole.train(display, Stop())
+    ends = itertools.accumulate(phase.iterations for phase in whole.experiment.phases)
+    for end in ends:
+        first = make("parts")
+        if (folder / "parts" / "checkpoint.pt").exists():
+            first.resume()
+        assert not first.train(display, StopAt(first, end - 1))
+    torch.manual_seed(99)  # another process would be in another random state
+    last = make("parts")
+    last.resume()
+    assert last.train(display, Stop())
+    assert last.log.path.read_bytes() == whole.log.path.read_bytes()
+    assert _same(_everything(last.strategy), _everything(whole.strategy))

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from train.batches import Crops, Key, Order, batches
 from train.degradations import DEGRADATIONS, Gaussian
+from train.training.batches import Crops, Key, Order, batches
 
 from .tiny import SIDE, subset
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from train import checkpoint
 from train.errors import RunError
+from train.training import checkpoint
 
 
 def parts(width: int = 3) -> dict[str, checkpoint.Part]:

@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.contracts import check_dataset, check_degradation
+from models import IP, SEG, VR
+from models.srresnet import SRResNetOptions
+from models.unet import UNetOptions
 from train.data import DATASETS, load
 from train.degradations import DEGRADATIONS, Chain, Gaussian, parse
+from train.strategies import STRATEGIES, strategy_class
+from train.strategies.base import Terms
+
+from .contracts import check_checkpoints, check_dataset, check_degradation, check_network, check_strategy
 
 # --- data sets ---
 
@@ -82,3 +88,36 @@ def test_degradations_with_arguments(text: str) -> None:
 def test_chain_of_one() -> None:
     check_degradation(Gaussian(0.2))
     assert Chain((Gaussian(0.2),)).remedy == Gaussian(0.2).remedy
+
+
+# --- networks ---
+
+
+@pytest.mark.parametrize(("registry", "name"), [(each, name) for each in (IP, VR, SEG) for name in each])
+def test_networks(registry, name: str) -> None:
+    check_network(registry, name)
+
+
+def test_networks_with_other_options() -> None:
+    check_network(IP, "srresnet", options=SRResNetOptions(blocks=2, features=6, kernel=5, norm="batch"), side=12)
+    check_network(SEG, "unet", options=UNetOptions(features=4, norm="batch"))
+
+
+# --- strategies ---
+
+AUXILIARY_SETS = [("dia",), ("seg",), ("dia", "seg")]
+TERMS = {"vr-only": [Terms(train_on="degraded"), Terms(train_on="clean")]}
+
+
+@pytest.mark.parametrize("auxiliaries", AUXILIARY_SETS, ids="+".join)
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_strategies(name: str, auxiliaries: tuple[str, ...]) -> None:
+    for terms in TERMS.get(name, [Terms()]):
+        gates = check_strategy(name, auxiliaries, terms)
+    if strategy_class(name).gate in ("hard", "soft"):
+        assert 0 < sum(gate > 0 for gate in gates) < len(gates), "the test must see the gate open and closed"
+
+
+@pytest.mark.parametrize(("name", "aux"), [(name, "dia") for name in STRATEGIES] + [("frozen", "dia,seg")])
+def test_checkpoints(name: str, aux: str, tmp_path: Path) -> None:
+    check_checkpoints(name, aux, tmp_path)

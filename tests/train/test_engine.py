@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import time
 from types import SimpleNamespace
@@ -10,40 +11,44 @@ import pytest
 import torch
 from torch import nn
 
-from models import VR, UnknownNameError
-from train import engine as engine_file
+from models import VR
 from train.data import ImageData, Subset
-from train.degradations import DEGRADATIONS, Gaussian
-from train.engine import Engine, course
+from train.data.base import Ragged
+from train.degradations import DEGRADATIONS, Gaussian, parse
 from train.errors import RunError
-from train.progress import Display, Stop
-from train.steps import COLUMNS, StepTable
+from train.outputs.run_folder import RunFolder
 from train.strategies import STRATEGIES
-from train.strategies.base import StepLog
+from train.strategies.auxiliary import Diagnosis
+from train.strategies.base import LOSS, advised_measures, batch_psnr
+from train.training import build as build_file
+from train.training.build import OPTIMIZERS, build
+from train.training.engine import Cadence, Engine
+from train.training.progress import Display, Stop
+from train.training.schedule import course
+from train.training.step_log import StepLog
 
-from .tiny import config, image_data
+from .tiny import TinyIP, config, image_data, with_masks
+
+COLUMNS = ["step", "phase", "loss", "psnr", "aux_loss", "accuracy", "cosine", "gate", "skipped", "lr"]
 
 
 def make(folder, data: ImageData | None = None, degrade=None, **changes) -> Engine:
     folder.mkdir(exist_ok=True)
-    return Engine(
-        config(**changes),
-        data or image_data(),
-        degrade or Gaussian(0.1),
-        folder=folder,
-        device=torch.device("cpu"),
-        begun=time.monotonic(),
-    )
+    settings = config(**changes)
+    experiment = build(settings, data or image_data(), degrade or Gaussian(0.1), device=torch.device("cpu"))
+    output = settings.output
+    cadence = Cadence(output.log_every, output.checkpoint_every, settings.training.num_workers)
+    return Engine(experiment, RunFolder(folder), cadence, begun=time.monotonic())
 
 
 def train(engine: Engine, stop: Stop | None = None) -> bool:
     from rich.console import Console
 
-    return engine.train(Display(Console(quiet=True), batch_size=4), stop or Stop())
+    return engine.train(Display(Console(quiet=True)), stop or Stop())
 
 
 def rows(engine: Engine) -> list[dict[str, str]]:
-    with engine.table.path.open(newline="") as file:
+    with engine.log.path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -59,17 +64,14 @@ class StopAfter(Stop):
 
 
 def weights(engine: Engine) -> dict[str, torch.Tensor]:
-    ip, vr = engine.networks
-    return {
-        f"{n}.{k}": v for n, net in (("ip", ip), ("vr", vr)) if net is not None for k, v in net.state_dict().items()
-    }
+    return {f"{n}.{k}": v for n, net in engine.strategy.networks.items() for k, v in net.state_dict().items()}
 
 
 def assert_same_run(one: Engine, other: Engine) -> None:
     a, b = weights(one), weights(other)
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
-    assert one.table.path.read_bytes() == other.table.path.read_bytes()
+    assert one.log.path.read_bytes() == other.log.path.read_bytes()
 
 
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
@@ -79,24 +81,30 @@ def test_a_run_writes_its_steps(tmp_path, strategy):
     pretraining = 3 if strategy == "frozen" else 0
     assert engine.step == engine.steps == pretraining + 6
     table = rows(engine)
-    assert list(table[0]) == list(COLUMNS)
+    if strategy == "vr-only":
+        assert list(table[0]) == ["step", "phase", "aux_loss", "accuracy", "skipped", "lr"]
+    else:
+        assert list(table[0]) == COLUMNS
     assert [int(row["step"]) for row in table] == list(range(1, engine.steps + 1))
     assert [row["phase"] for row in table] == ["pretrain"] * pretraining + ["train"] * 6
     for row in table[pretraining:]:
+        assert row["skipped"] == "0"
+        if strategy == "vr-only":
+            assert row["aux_loss"]
+            continue
         assert float(row["psnr"]) == pytest.approx(-10 * math.log10(float(row["loss"])), abs=1.0)  # clamping aside
         assert bool(row["cosine"]) == bool(row["gate"]) == bool(row["aux_loss"]) == (strategy != "ip-only")
-        assert row["skipped"] == "0"
 
 
 def test_psnr_of_the_log_is_that_of_the_definition():
     clean = torch.rand(2, 1, 4, 4)
     enhanced = clean + 0.3
     error = (enhanced.clamp(0, 1) - clean).square().mean()
-    psnr = engine_file.batch_psnr(enhanced, clean)
+    psnr = batch_psnr(enhanced, clean)
     torch.testing.assert_close(psnr, -10 * torch.log10(error), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["gradprom", "frozen", "ip-only"])
+@pytest.mark.parametrize("strategy", ["gradprom", "frozen", "ip-only", "vr-only"])
 @pytest.mark.parametrize("stop_at", [1, 4])
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, strategy, stop_at):
     whole = make(tmp_path / "whole", strategy=strategy)
@@ -113,7 +121,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, strategy, stop_at):
 
 
 class StopOnSecondLook(Stop):
-    """Somebody presses Ctrl-C between two looks at the request."""
+    """The user presses Ctrl-C between two looks at the request."""
 
     looks = 0
 
@@ -137,7 +145,7 @@ def test_steps_after_the_checkpoint_are_done_again(tmp_path):
     train(whole)
     killed = make(tmp_path / "killed")
     train(killed, StopAfter(killed, 2))
-    with killed.table.path.open("a") as file:
+    with killed.log.path.open("a") as file:
         file.write("3,train,0.5,,,,,,,\n1")  # of "10,train,...", say
     again = make(tmp_path / "killed")
     again.resume()
@@ -155,7 +163,7 @@ def test_workers_and_log_interval_change_nothing(tmp_path):
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     train(make(tmp_path / "run", max_steps=1))
     content = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-    other = make(tmp_path / "run", features=5)
+    other = make(tmp_path / "run", **{"ip.features": 5})
     with pytest.raises(RunError, match=r"checkpoint\.pt is that of another model: ip\.head"):
         other.resume()
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == content
@@ -171,22 +179,35 @@ def test_seconds_add_up(tmp_path):
 
 
 def test_all_strategies_see_the_same_first_weights_and_data(tmp_path):
-    engines = [make(tmp_path / name, strategy=name, seed=4) for name in STRATEGIES]
-    for engine in engines[1:]:
-        for key, value in engine.networks[0].state_dict().items():
-            assert torch.equal(value, engines[0].networks[0].state_dict()[key])
-    others = make(tmp_path / "other", seed=5).networks[0]
-    assert not torch.equal(others.head[0].weight, engines[0].networks[0].head[0].weight)
+    engines = {name: make(tmp_path / name, strategy=name, seed=4).strategy.networks for name in STRATEGIES}
+    for key in ("ip", "vr"):
+        networks = [each[key].state_dict() for each in engines.values() if key in each]
+        assert len(networks) == len(engines) - 1
+        for other in networks[1:]:
+            assert all(torch.equal(value, other[name]) for name, value in networks[0].items())
+    others = make(tmp_path / "other", seed=5).strategy.networks["ip"]
+    assert not torch.equal(others.head[0].weight, engines["joint"]["ip"].head[0].weight)
 
 
-@pytest.mark.parametrize("task", [("downsample", {"scale": 2}), ("downsample", {"scale": 4})])
-def test_super_resolution_trains(tmp_path, task):
-    engine = make(tmp_path / "run", degrade=DEGRADATIONS.build(task[0], **task[1]), max_steps=2)
+@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("strategy", ["gradprom", "vr-only"])
+def test_super_resolution_trains(tmp_path, scale, strategy):
+    degrade = DEGRADATIONS.build("downsample", scale=scale)
+    engine = make(tmp_path / "run", degrade=degrade, strategy=strategy, max_steps=2)
     assert train(engine)
 
 
-def test_colour_and_optimizers(tmp_path):
-    for optimizer in engine_file.OPTIMIZERS:
+def test_a_test_image_that_cannot_be_reduced(tmp_path):
+    data = image_data()
+    images = list(data.test.images)
+    images[3] = np.repeat(images[3], 2, axis=0)[:21]
+    ragged = dataclasses.replace(data.test, images=Ragged.of(images, dtype=np.dtype(np.uint8), ndim=3))
+    with pytest.raises(RunError, match=r"test image test-3\.png has 21 x 16 px, no multiples of 2, which --task sr2"):
+        make(tmp_path / "run", dataclasses.replace(data, test=ragged), parse("sr2"), task="sr2", size=None)
+
+
+def test_color_and_optimizers(tmp_path):
+    for optimizer in OPTIMIZERS:
         assert train(make(tmp_path / optimizer, data=image_data(channels=3), optimizer=optimizer, max_steps=2))
 
 
@@ -223,42 +244,120 @@ def test_no_diagnosis_to_learn(tmp_path, labels):
 
 
 def test_unknown_names(tmp_path):
-    with pytest.raises(UnknownNameError, match="unknown strategy 'list'; choose from: frozen, gradprom"):
+    with pytest.raises(RunError, match="--strategy: unknown strategy 'list'; choose from: frozen, gradprom"):
         make(tmp_path / "run", strategy="list")
-    with pytest.raises(UnknownNameError, match="unknown VR network 'list'"):
+    with pytest.raises(RunError, match="--vr: unknown VR network 'list'"):
         make(tmp_path / "run", vr="list")
+
+
+def test_every_network_gets_its_own_options(tmp_path):
+    """The engine once handed SR-ResNet's to every IP."""
+    engine = make(tmp_path / "run", ip="tiny", max_steps=2, **{"ip.width": 3})
+    network = engine.strategy.networks["ip"]
+    assert isinstance(network, TinyIP) and network.first.out_channels == 3
+    assert train(engine)
+    with pytest.raises(RunError, match=r"--ip\.blocks: tiny has no such option; it has width"):
+        make(tmp_path / "other", ip="tiny", **{"ip.blocks": 3})
+
+
+@pytest.mark.parametrize("strategy", ["gradprom", "joint", "frozen", "vr-only"])
+@pytest.mark.parametrize("aux", ["seg", "dia,seg", "seg,dia"])
+def test_auxiliaries_have_columns_of_their_own(tmp_path, strategy, aux):
+    engine = make(tmp_path / "run", with_masks(image_data()), strategy=strategy, aux=aux, seg="tiny", max_steps=2)
+    assert train(engine)
+    own = {"dia": ["aux_loss", "accuracy"], "seg": ["aux_loss", "dice"]}
+    gates = [] if strategy == "vr-only" else ["cosine", "gate"]
+    columns = [f"{name}{'_' + each if ',' in aux else ''}" for each in aux.split(",") for name in own[each] + gates]
+    image = [] if strategy == "vr-only" else ["loss", "psnr"]
+    assert list(rows(engine)[0]) == ["step", "phase", *image, *columns, "skipped", "lr"]
+    for row in rows(engine)[-2:]:
+        assert all(row[name] for name in columns)
+        assert all(0 <= float(row[name]) <= 1 for name in columns if name.startswith(("accuracy", "dice", "gate")))
+
+
+def test_a_segmentation_without_masks(tmp_path):
+    with pytest.raises(RunError, match="--strategy gradprom needs masks for --aux seg, and tiny has none"):
+        make(tmp_path / "run", aux="seg", seg="tiny")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_every_auxiliary_has_its_weight(tmp_path):
+    """A weight of 0 for one of two: IP is trained as with the other one alone."""
+    data = with_masks(image_data())
+    both = make(tmp_path / "both", data, aux="dia,seg", seg="tiny", aux_weight=(0.0, 0.5), max_steps=3)
+    alone = make(tmp_path / "alone", data, aux="seg", seg="tiny", aux_weight=(0.5,), max_steps=3)
+    for engine in (both, alone):
+        engine.strategy.enter(engine.experiment.phases[0])
+        engine.strategy.learners["seg"].network.eval()  # batch statistics differ in nothing, but dropout would
+        for keys in engine.experiment.order(engine.experiment.phases[0]):
+            engine.strategy.update(engine.strategy.losses(engine.experiment.crops.__getitems__(keys)))
+    one, other = (engine.strategy.networks["ip"].state_dict() for engine in (both, alone))
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-6)
+
+
+def test_masks_are_cut_like_their_images(tmp_path):
+    data = with_masks(image_data())
+    engine = make(tmp_path / "run", data, aux="seg", seg="tiny")
+    (keys, *_) = engine.experiment.order(engine.experiment.phases[0])
+    batch = engine.experiment.crops.__getitems__(keys)
+    assert batch.masks.shape == (4, 8, 8)
+    for key, clean, mask in zip(keys, batch.clean, batch.masks, strict=True):
+        whole = data.train.images[key.image, ..., 0].astype(float)
+        assert torch.equal(mask, (clean[0] * 255 > whole.mean()).long())
+    assert make(tmp_path / "other", data).experiment.crops.__getitems__(keys).masks is None, "not read for nothing"
+
+
+def test_images_of_different_sizes(tmp_path):
+    """What a crop does not fit into is named before anything is made."""
+    data = image_data()
+    images = list(data.train.images)
+    images[5] = np.repeat(images[5], 2, axis=0)
+    ragged = dataclasses.replace(data.train, images=Ragged.of(images, dtype=np.dtype(np.uint8), ndim=3))
+    engine = make(tmp_path / "run", dataclasses.replace(data, train=ragged), strategy="ip-only")
+    assert train(engine)
+    with pytest.raises(RunError, match=r"--crop 32 does not fit into the training image train-0\.png of 16 x 16 px"):
+        make(tmp_path / "small", dataclasses.replace(data, train=ragged), crop=32, size=32)
 
 
 def test_divergence_is_an_error_and_leaves_the_checkpoint(tmp_path):
     engine = make(tmp_path / "run")
     assert not train(engine, StopAfter(engine, 2))
     checkpoint = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-    nn.init.constant_(engine.networks[0].tail.bias, math.nan)
+    nn.init.constant_(engine.strategy.networks["ip"].tail.bias, math.nan)
     with pytest.raises(RunError, match=r"the training has diverged: loss and aux_loss .*lower --lr"):
         train(engine)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == checkpoint
 
 
-def test_step_table_reads_back_what_it_was_told(tmp_path):
-    table = StepTable(tmp_path / "steps.csv")
-    assert table.flush() == {}
+def test_step_log_reads_back_what_it_was_told(tmp_path):
+    log = StepLog(tmp_path / "steps.csv", advised_measures([("dia", Diagnosis.measures)]))
+    assert log.flush() == {}
     value = torch.tensor
-    table.add(1, "pretrain", StepLog(aux_loss=value(0.5), accuracy=value(1.0)), None, lr=0.1)
-    table.add(2, "train", StepLog(loss=value(0.1), cosine=value(-0.25), skipped=value(True)), value(30.0), lr=0.2)
-    table.add(3, "train", StepLog(loss=value(math.nan), cosine=value(0.75), skipped=value(False)), value(20.0), lr=0.3)
-    row = table.flush()
+    log.add(1, "pretrain", {"aux_loss": value(0.5), "accuracy": value(1.0)}, lr=0.1)
+    found = {"loss": value(0.1), "cosine": value(-0.25), "skipped": value(True), "psnr": value(30.0)}
+    log.add(2, "train", found, lr=0.2)
+    found = {"loss": value(math.nan), "cosine": value(0.75), "skipped": value(False), "psnr": value(20.0)}
+    log.add(3, "train", found, lr=0.3)
+    row = log.flush()
     assert row == pytest.approx(
         {"aux_loss": 0.5, "accuracy": 1.0, "loss": 0.1, "cosine": 0.25, "skipped": 0.5, "psnr": 25.0}
     )
-    columns = table.columns()
+    columns = log.read()
     np.testing.assert_array_equal(columns["step"], [1, 2, 3])
     np.testing.assert_array_equal(columns["cosine"], [math.nan, -0.25, 0.75])
     np.testing.assert_array_equal(columns["skipped"], [math.nan, 1, 0])
-    table.truncate(2)
-    np.testing.assert_array_equal(table.columns()["step"], [1, 2])
+    log.truncate(2)
+    np.testing.assert_array_equal(log.read()["step"], [1, 2])
 
 
-def test_steps_wait_for_nobody(tmp_path, monkeypatch):
+def test_what_was_not_declared_is_no_measurement(tmp_path):
+    log = StepLog(tmp_path / "steps.csv", [LOSS])
+    with pytest.raises(ValueError, match="the strategy measured psnr without declaring it"):
+        log.add(1, "train", {"psnr": torch.tensor(1.0)}, lr=0.1)
+
+
+def test_steps_do_not_wait_for_the_device(tmp_path, monkeypatch):
     """Numbers are read back when the log is flushed and at no other time."""
     engine = make(tmp_path / "run", log_every=6, checkpoint_every=6)
     reads = SimpleNamespace(steps=[])
@@ -290,12 +389,12 @@ def test_the_rehearsal_changes_no_digit(tmp_path, monkeypatch):
         rehearsed = make(tmp_path / f"a {strategy}", strategy=strategy)
         after = torch.get_rng_state()
         with monkeypatch.context() as patch:
-            patch.setattr(engine_file, "rehearse", lambda *args, **kwargs: None)
+            patch.setattr(build_file, "rehearse", lambda *args, **kwargs: None)
             torch.manual_seed(7)
             other = make(tmp_path / f"b {strategy}", strategy=strategy)
         assert torch.equal(after, torch.get_rng_state())
         assert all(torch.equal(value, weights(other)[key]) for key, value in weights(rehearsed).items())
-        assert rehearsed.networks[1][1].num_batches_tracked == 0
+        assert rehearsed.strategy.networks["vr"][1].num_batches_tracked == 0
         assert train(rehearsed) and train(other)
         assert_same_run(rehearsed, other)
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from train import figures
 from train.errors import RunError
-from train.figures import save_gate, save_panel
+from train.outputs import figures
+from train.outputs.figures import save_gate, save_panel
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ class TestGate:
 
     @pytest.mark.parametrize("steps", [1, 2, 30, 99])
     def test_dots_of_short_runs_are_seen(self, tmp_path: Path, drawn: list, steps: int) -> None:
-        """In the picture itself: every step has pixels of its gate's colour, and no line runs through them."""
+        """In the picture itself: every step has pixels of its gate's color, and no line runs through them."""
         gate = np.arange(steps) % 2
         cosine = np.where(gate, 0.2, -0.1)
         save_gate(tmp_path / "g.png", step=range(1, steps + 1), cosine=cosine, gate=gate, title="t", source="real")

@@ -11,11 +11,10 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from train import metrics
 from train.data import load
-from train.data.cache import ArrayCache
-from train.degradations import Downsample, Gaussian, fixed_seeds
-from train.metrics import PSNR_CAP, accuracy, classical_quality, image_quality, psnr_of, restore_classical
+from train.degradations import Gaussian, fixed_seeds
+from train.evaluation.evaluate import classical_quality
+from train.evaluation.metrics import PSNR_CAP, accuracy, image_quality, psnr_of
 
 
 @pytest.fixture
@@ -98,43 +97,6 @@ def test_accuracy() -> None:
         accuracy(logits[:0], torch.tensor([]))
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_classical_denoising_gains(clean: torch.Tensor, channels: int) -> None:
-    clean = clean[:6].repeat(1, channels, 1, 1)
-    degraded = Gaussian(0.1)(clean, range(6))
-    restored = restore_classical(degraded, sigma=0.1)
-    assert restored.shape == clean.shape
-    gain = image_quality(restored, clean).psnr - image_quality(degraded, clean).psnr
-    assert (gain > 5).all()
-    assert torch.equal(restored[2:3], restore_classical(degraded[2:3], sigma=0.1))
-
-
-def test_classical_denoising_needs_sigma(clean: torch.Tensor) -> None:
-    assert torch.equal(restore_classical(clean, sigma=0), clean)
-    with pytest.raises(ValueError, match="sigma"):
-        restore_classical(clean)
-
-
-def test_classical_enlargement(clean: torch.Tensor) -> None:
-    small = Downsample(4)(clean, range(70))
-    assert restore_classical(small, scale=4).shape == clean.shape
-    assert classical_quality(small, clean).mean_psnr > 30
-
-
-def test_classical_scores_are_cached(clean: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clean = clean[:4]
-    degraded, cache = Gaussian(0.1)(clean, range(4)), ArrayCache(tmp_path)
-    first = classical_quality(degraded, clean, sigma=0.1, cache=cache)
-    assert torch.equal(first.psnr, classical_quality(degraded, clean, sigma=0.1).psnr)
-    monkeypatch.setattr(metrics, "restore_classical", None)
-    again = classical_quality(degraded, clean, sigma=0.1, cache=cache)
-    assert torch.equal(first.psnr, again.psnr)
-    assert torch.equal(first.ssim, again.ssim)
-    for other in ({"sigma": 0.2}, {"clean": clean * 0.5}, {"degraded": degraded.flip(0)}):
-        with pytest.raises(TypeError):  # restore_classical is called again
-            classical_quality(**({"degraded": degraded, "clean": clean, "sigma": 0.1, "cache": cache} | other))
-
-
 def test_on_real_images(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
     """Known from measurements at 128 px and sigma 0.1: degraded 20.9 dB, non-local means above 26 dB."""
     test = load("covidct", root=shared_data("COVID-CT"), source="real", cache_dir=tmp_path).test
@@ -143,4 +105,5 @@ def test_on_real_images(shared_data: Callable[[str], Path], tmp_path: Path) -> N
     clean = test.tensor(list(chosen))
     degraded = degrade(clean, fixed_seeds(degrade, [test.names[i] for i in chosen]))
     assert image_quality(degraded, clean).mean_psnr == pytest.approx(20.9, abs=0.3)
-    assert 26 < classical_quality(degraded, clean, sigma=0.1).mean_psnr < 29
+    quality = classical_quality(test.take(list(chosen)), degrade)
+    assert quality is not None and 26 < quality.mean_psnr < 29

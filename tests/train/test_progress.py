@@ -7,7 +7,11 @@ import signal
 import pytest
 from rich.console import Console
 
-from train.progress import LINES_PER_PHASE, Display, measured, stop_on_signal
+from train.strategies.auxiliary import Diagnosis
+from train.strategies.base import AUX_LOSS, advised_measures
+from train.training.progress import LINES_PER_PHASE, Display, measured, stop_on_signal
+
+MEASURES = advised_measures([("dia", Diagnosis.measures)])
 
 ROW = {"loss": 0.00123, "psnr": 29.1, "aux_loss": 0.69, "cosine": -0.2, "gate": 0.5, "skipped": 0.0}
 TOLD = ("loss 0.0012", "PSNR 29.10 dB", "cosine -0.20", "gate 50%")
@@ -15,7 +19,8 @@ TOLD = ("loss 0.0012", "PSNR 29.10 dB", "cosine -0.20", "gate 50%")
 
 def shown(terminal: bool) -> str:
     out = io.StringIO()
-    display = Display(Console(file=out, force_terminal=terminal, width=200), batch_size=4)
+    display = Display(Console(file=out, force_terminal=terminal, width=200))
+    display.begin(MEASURES, batch_size=4)
     with display.phase("training", done=100, steps=1100) as tell:
         for done in range(110, 1101, 10):
             tell(done, ROW)
@@ -36,7 +41,8 @@ def test_on_a_terminal_there_is_a_bar():
 
 def test_a_narrow_terminal_cuts_nothing_off():
     out = io.StringIO()
-    display = Display(Console(file=out, force_terminal=True, width=80, color_system=None), batch_size=4)
+    display = Display(Console(file=out, force_terminal=True, width=80, color_system=None))
+    display.begin(MEASURES, batch_size=4)
     with display.phase("training", done=0, steps=424) as tell:
         tell(100, ROW)
     text = out.getvalue().replace("\x1b[2K", " ")  # erases the line
@@ -45,7 +51,7 @@ def test_a_narrow_terminal_cuts_nothing_off():
 
 
 def test_only_what_was_measured_is_shown():
-    assert measured({"aux_loss": 0.5}) == "VR loss 0.50"
+    assert measured({"aux_loss": 0.5}, MEASURES) == measured({"aux_loss": 0.5}, [AUX_LOSS]) == "VR loss 0.50"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

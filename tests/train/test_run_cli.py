@@ -13,6 +13,7 @@ from safetensors import safe_open
 from train.run import main
 from train.strategies import STRATEGIES
 
+from . import tiny
 from .tiny import arguments
 
 KEYS = {
@@ -52,7 +53,8 @@ def metrics_of(folder: Path) -> dict:
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_a_run(strategy, capsys):
     assert main(arguments(strategy=strategy, max_steps=3)) == 0
-    folder = Path(f"runs/tiny-denoise-{strategy}-s0-PHANTOM")
+    (folder,) = Path("runs").iterdir()
+    assert folder.name == tiny.name_of(strategy=strategy, max_steps=3)
     files = {
         "config.json",
         "data.json",
@@ -79,20 +81,25 @@ def test_a_run(strategy, capsys):
     shares = [metrics[key] for key in ("accuracy", "accuracy_degraded", "accuracy_clean", "gate_open_share")]
     if strategy == "ip-only":
         assert shares == [None] * 4
+    elif strategy == "vr-only":
+        assert shares[0] is shares[3] is metrics["psnr"] is None and all(0 <= share <= 1 for share in shares[1:3])
     else:
         assert all(0 <= share <= 1 for share in shares)
     assert (strategy in ("joint", "frozen")) <= (metrics["gate_open_share"] == 1)
 
     out = capsys.readouterr().out
-    assert "PHANTOM" in out and f"{metrics['psnr']:.2f}" in out and f"{metrics['psnr_classical']:.2f}" in out
-    assert str(folder) in out and f"backend {metrics['backend']}" in out
+    assert "PHANTOM" in out and f"{metrics['psnr_classical']:.2f}" in out and str(folder) in out
+    if strategy != "vr-only":
+        assert f"{metrics['psnr']:.2f}" in out and f"backend {metrics['backend']}" in out
 
 
 def test_a_run_on_real_images(shared_data):
     root = shared_data("COVID-CT").parent
     real = {"dataset": "covidct", "data_root": root, "source": "real", "size": 32, "max_steps": 2}
     assert main(arguments(**real)) == 0
-    metrics = metrics_of(Path("runs/covidct-denoise-gradprom-s0"))
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith("covidct-denoise0.1-gradprom-") and not folder.name.endswith("PHANTOM")
+    metrics = metrics_of(folder)
     assert (metrics["data"], metrics["n_test"]) == ("real", 203)
     assert 20 < metrics["psnr_degraded"] < 22  # of sigma 0.1, clamped
 
@@ -100,11 +107,13 @@ def test_a_run_on_real_images(shared_data):
 def test_the_run_folder_tells_all(capsys):
     assert main(arguments(max_steps=2, out="here", num_workers=1)) == 0
     settings = json.loads(Path("here/config.json").read_text())
-    assert settings["source"] == "phantom" and settings["device"] == "cpu" and settings["preset"] == "quick"
+    assert settings["data"]["source"] == "phantom" and settings["training"]["device"] == "cpu"
+    assert settings["preset"] == "quick" and settings["version"] == 2
+    assert settings["identity"] == metrics_of(Path("here"))["identity"]
     checkpoint = torch.load("here/checkpoint.pt", weights_only=True)
     assert checkpoint["step"] == 2
     with safe_open("here/weights.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["config"]) == settings | {"out": None}
+        assert json.loads(file.metadata()["config"]) == settings | {"output": settings["output"] | {"out": None}}
         assert {name.split(".")[0] for name in file.keys()} == {"ip", "vr"}  # noqa: SIM118 (it is no dict)
         assert torch.equal(file.get_tensor("ip.tail.weight"), checkpoint["ip"]["tail.weight"])
 
@@ -133,12 +142,13 @@ def test_without_noise_every_image_counts_with_the_cap(capsys):
 
 def test_a_network_that_makes_nan_has_no_mean(capsys, monkeypatch):
     """Nor an image among the well enhanced ones of the panel."""
-    from train import evaluation, figures
+    from train import experiment
+    from train.evaluation import evaluate
 
-    apply, shown = evaluation._apply, {}
+    forward, shown = evaluate.forward, {}
 
-    def spoiled(network, images, device):
-        result = apply(network, images, device)
+    def spoiled(network, images, **options):
+        result = forward(network, images, **options)
         if result.ndim == 4:
             result[0] = math.nan
         return result
@@ -147,20 +157,20 @@ def test_a_network_that_makes_nan_has_no_mean(capsys, monkeypatch):
         shown.update(panel)
         save(path, **panel)
 
-    save = figures.save_panel
-    monkeypatch.setattr(evaluation, "_apply", spoiled)
-    monkeypatch.setattr(figures, "save_panel", spy)
+    save = experiment.save_panel
+    monkeypatch.setattr(evaluate, "forward", spoiled)
+    monkeypatch.setattr(experiment, "save_panel", spy)
     assert main(arguments(max_steps=1, out="spoiled")) == 0
     metrics = json.loads(Path("spoiled/metrics.json").read_text(), parse_constant=pytest.fail)
     assert (metrics["psnr"], metrics["ssim"], metrics["undefined"], metrics["undefined_degraded"]) == (None, None, 1, 0)
     assert "NaN in 1 enhanced images, so there is no mean" in capsys.readouterr().out
-    assert shown["enhanced"].isnan().any((1, 2, 3)).tolist() == [True, False, False]  # the worst of the three
+    assert [bool(image.isnan().any()) for image in shown["enhanced"]] == [True, False, False]  # the worst of the three
 
 
 def test_an_older_run_is_never_overwritten(capsys):
     for _ in range(2):
         assert main(arguments(max_steps=1, strategy="ip-only")) == 0
-    name = "tiny-denoise-ip-only-s0-PHANTOM"
+    name = tiny.name_of(strategy="ip-only", max_steps=1)
     assert sorted(path.name for path in Path("runs").iterdir()) == [name, f"{name}-2"]
 
 
@@ -194,10 +204,13 @@ def test_tensorboard_missing(capsys, monkeypatch):
         ({"aux_weight": "nan"}, "--aux-weight must be a finite number, at least 0, not nan"),
         ({"lr": -1}, "--lr must be a finite number above 0, not -1.0"),
         ({"dataset": "list"}, "unknown data set 'list'; choose from: covidct"),
-        ({"task": "list"}, "unknown task 'list'; choose from: denoise, sr2, sr4"),
+        ({"task": "list"}, "unknown degradation 'list'; choose from: denoise, sr2, sr4"),
         ({"ip": "list"}, "unknown IP network 'list'; choose from: srresnet"),
         ({"vr": "list"}, "unknown VR network 'list'; choose from: resnet18, resnet50, resnet101"),
-        ({"strategy": "list"}, "unknown strategy 'list'; choose from: frozen, gradprom, gradprom-soft, ip-only, joint"),
+        (
+            {"strategy": "list"},
+            "unknown strategy 'list'; choose from: frozen, gradprom, gradprom-soft, ip-only, joint, vr-only",
+        ),
         ({"strategy": "joint", "gate": "hard"}, "--strategy joint fixes its own gate"),
         ({"task": "sr4", "crop": 10}, "--crop 10 is no multiple of 4, which --task sr4 needs"),
         ({"batch_size": 14}, "--batch-size 14 exceeds the 13 training images"),
@@ -242,7 +255,7 @@ def test_an_interrupt_before_the_first_step(monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train.data.load", interrupted)
+    monkeypatch.setattr("train.experiment.load", interrupted)
     assert main(arguments()) == 130
 
 

@@ -18,9 +18,10 @@ from rich.console import Console
 
 from train import run
 from train.data import Subset
-from train.progress import Display, measured
-from train.report import summary
+from train.outputs.report import summary
+from train.strategies.base import COSINE, GATE, LOSS, PSNR
 from train.text import printable, shell_word
+from train.training.progress import Display, measured
 
 from . import tiny
 
@@ -98,7 +99,7 @@ def test_a_black_test_image_counts_alike_in_every_column(tmp_path: Path) -> None
 
 
 def test_what_is_not_a_number_is_said_and_has_no_mean() -> None:
-    from train.metrics import Quality
+    from train.evaluation.metrics import Quality
 
     quality = Quality(torch.tensor([20.0, math.nan, 60.0]), torch.tensor([0.5, math.nan, 1.0]))
     assert (quality.capped, quality.undefined) == (1, 1)
@@ -107,7 +108,7 @@ def test_what_is_not_a_number_is_said_and_has_no_mean() -> None:
 
 def test_a_line_of_progress_has_no_nan() -> None:
     row = {"loss": 0.1, "psnr": 60.0, "cosine": math.nan, "gate": math.nan}
-    assert measured(row) == "loss 0.1000  PSNR 60.00 dB  cosine -  gate -"
+    assert measured(row, [LOSS, PSNR, COSINE, GATE]) == "loss 0.1000  PSNR 60.00 dB  cosine -  gate -"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ def test_ordinary_words_look_as_they_did(word: str) -> None:
 def test_the_command_that_goes_on_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setattr("train.engine.Engine.train", lambda engine, display, stop: False)
+    monkeypatch.setattr("train.training.engine.Engine.train", lambda engine, display, stop: False)
     for name in FOLDERS:
         assert run.main(tiny.arguments(out=f"{name}/:warning: [bold]1e-3 [/] {'long ' * 9}end")) == 130
         [line] = [line for line in capsys.readouterr().out.splitlines() if "--resume" in line]
@@ -166,7 +167,8 @@ def test_the_command_that_goes_on_is_one_line(tmp_path: Path, capsys: pytest.Cap
 
 def test_a_title_of_a_bar_is_no_markup() -> None:
     out = io.StringIO()
-    display = Display(Console(file=out, force_terminal=True, width=200, color_system=None), batch_size=4)
+    display = Display(Console(file=out, force_terminal=True, width=200, color_system=None))
+    display.begin([LOSS], batch_size=4)
     with display.phase("training [/b] :smile:", done=0, steps=10) as tell:
         tell(10, {"loss": 0.1})
     assert "training [/b] :smile:" in out.getvalue()

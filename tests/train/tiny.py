@@ -1,19 +1,21 @@
-"""The smallest data set, network and settings that exercise everything. Importing this registers ``tiny``; run as a
-module, it is ``python -m train.run`` with them."""
+"""The smallest data sets, networks and settings that exercise everything. Importing this registers ``tiny`` (a data set
+and networks of every kind) and ``tiny-masks``; run as a module, it is ``python -m train.run`` with them."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from models import VR
-from train.config import RunConfig
+from models import IP, SEG, VR
 from train.data import DATASETS, ImageData, Subset
 from train.data.base import DataSet
+from train.settings import Settings, preset_settings
 
 SIDE = 16
 
@@ -40,6 +42,17 @@ def image_data(channels: int = 1) -> ImageData:
     )
 
 
+def with_masks(data: ImageData) -> ImageData:
+    """The same data with a mask for every image: where it is brighter than its own mean."""
+
+    def masked(images: Subset) -> Subset:
+        gray = images.images[..., 0].astype(float)
+        return dataclasses.replace(images, masks=(gray > gray.mean((1, 2), keepdims=True)).astype(np.uint8))
+
+    splits = {name: masked(getattr(data, name)) for name in ("train", "val", "test")}
+    return dataclasses.replace(data, **splits, mask_names=("background", "waves"))
+
+
 @DATASETS.register("tiny")
 class Tiny(DataSet):
     name = "tiny"
@@ -58,6 +71,49 @@ class Tiny(DataSet):
 
     def download(self, target: Path, *, progress: bool) -> None:
         raise NotImplementedError
+
+
+@DATASETS.register("tiny-masks")
+class TinyMasks(Tiny):
+    name = "tiny-masks"
+
+    def phantom(self, *, channels: int, **options) -> ImageData:
+        return dataclasses.replace(with_masks(image_data(channels)), name="tiny-masks", title="tiny-masks")
+
+
+@dataclass(frozen=True)
+class TinyIPOptions:
+    """Options of which SR-ResNet has none."""
+
+    width: int = 2
+    """Features."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width must be at least 1, not {self.width}")
+
+
+@IP.register("tiny", TinyIPOptions)
+class TinyIP(nn.Module):
+    """An IP with options of its own: what is handed to it is not what SR-ResNet takes."""
+
+    def __init__(self, options: TinyIPOptions, *, channels: int, scale: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, options.width, 3, padding=1)
+        self.last = nn.Conv2d(options.width, channels, 3, padding=1)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.interpolate(x, scale_factor=self.scale)
+        return x + self.last(self.first(x).relu())
+
+
+@SEG.register("tiny")
+def tiny_seg(*, channels: int, num_classes: int) -> nn.Module:
+    """With batch statistics, as the diagnosis network below."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, num_classes, 1)
+    )
 
 
 @VR.register("tiny")
@@ -80,8 +136,8 @@ SETTINGS = {
     "size": SIDE,
     "crop": 8,
     "batch_size": 4,
-    "blocks": 1,
-    "features": 4,
+    "ip.blocks": 1,
+    "ip.features": 4,
     "vr": "tiny",
     "epochs": 2,
     "pretrain_epochs": 1,
@@ -92,15 +148,44 @@ SETTINGS = {
 """Three steps per epoch, six steps in all."""
 
 
-def config(**changes) -> RunConfig:
-    return RunConfig(**(SETTINGS | changes))
+def changed(changes: dict) -> dict:
+    """``SETTINGS`` with changes: the options go with the network."""
+    values = SETTINGS | changes
+    if values.get("ip", "srresnet") != "srresnet":
+        values = {name: value for name, value in values.items() if name in changes or not name.startswith("ip.")}
+    return values
+
+
+def config(**changes) -> Settings:
+    """Settings for programs; ``ip_blocks=2`` is not one: options are given as ``**{"ip.blocks": 2}``."""
+    values = changed(changes)
+    return preset_settings(values.pop("preset")).change(values)
 
 
 def arguments(**changes) -> list[str]:
     """The same as a command line."""
     return [
-        part for name, value in (SETTINGS | changes).items() for part in ("--" + name.replace("_", "-"), str(value))
+        part
+        for name, value in changed(changes).items()
+        for part in (f"--{name.replace('_', '-')}", *(map(str, value) if isinstance(value, tuple) else [str(value)]))
     ]
+
+
+def name_of(**changes) -> str:
+    """The name of the run with these settings."""
+    from train.data.fingerprint import fingerprint
+    from train.experiment import look_up, task_word
+    from train.settings.naming import identity, run_name
+
+    settings = config(**changes)
+    data = DATASETS.build(settings.data.dataset).phantom(channels=settings.data.channels)
+    return run_name(
+        settings,
+        title=data.title,
+        source=data.source,
+        task=task_word(settings, look_up(settings)),
+        identity=identity(settings, fingerprint(data)),
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from train.strategies import gradprom as gradprom  # noqa: E402
 from train.strategies import gradprom_soft as gradprom_soft  # noqa: E402
 from train.strategies import ip_only as ip_only  # noqa: E402
 from train.strategies import joint as joint  # noqa: E402
+from train.strategies import vr_only as vr_only  # noqa: E402
 
 __all__ = ["STRATEGIES", "Strategy", "strategy_class"]
 

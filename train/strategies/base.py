@@ -1,28 +1,135 @@
-"""What a strategy is, and the step that all strategies with an auxiliary share.
+"""What a strategy is, and what the strategies with an IP and with auxiliaries share.
 
-Notation as in the paper: IP has the parameters theta, VR has phi. ``L_IP`` is the mean squared error between the
-enhanced and the clean image, ``L_VR`` the cross-entropy of the diagnosis that VR reads from the enhanced image.
+Notation as in the paper: IP has the parameters theta, VR has phi. ``L_IP`` compares the enhanced with the clean image,
+``L_VR`` is the loss of a task (diagnosis, segmentation) that VR does on the enhanced image. Nothing here imports
+PyTorch when it is imported, as the command line asks strategies what they need.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from train import losses
+from train.errors import RunError
 
-import gradprom_ext as gp
-from train.batches import Batch
-from train.config import GateName
-from train.metrics import right
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.optim.lr_scheduler import LRScheduler
 
-Phase = Literal["pretrain", "train"]
-GradPromOptimizer = gp.GradPromSGD | gp.GradPromAdam
-Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
+    import gradprom_ext as gp
+    from train.strategies.auxiliary import Auxiliary
+
+    GradPromOptimizer = gp.GradPromSGD | gp.GradPromAdam
+
+Gate = Literal["hard", "soft", "always", "never", "project"]
+TrainOn = Literal["degraded", "clean"]
+Optimizer = TypeVar("Optimizer", bound="torch.optim.Optimizer")
+
+
+class Role(NamedTuple):
+    """What a network is for.
+
+    :param name: in words ("diagnosis").
+    :param kind: ``"main"``: trained by one of our optimizers, which gates; ``"auxiliary"``: by one of PyTorch's.
+    :param key: in flags, files and checkpoints ("vr").
+    """
+
+    name: str
+    kind: Literal["main", "auxiliary"]
+    key: str
+
+
+IP = Role("image processing", "main", "ip")
+
+
+class Measure(NamedTuple):
+    """Something that is measured at every iteration: the step log, the display, the report and TensorBoard read this.
+
+    :param name: the column of ``steps.csv``.
+    :param word: what it is called on a line of progress; empty: it is not shown there.
+    :param form: how a value is written, for :meth:`str.format`, with its unit.
+    :param loss: whether a training in which it is never finite has diverged.
+    """
+
+    name: str
+    word: str = ""
+    form: str = "{:.4g}"
+    loss: bool = False
+
+
+LOSS = Measure("loss", "loss", "{:.4f}", loss=True)
+PSNR = Measure("psnr", "PSNR", "{:.2f} dB")
+SKIPPED = Measure("skipped")  # 1 where a gradient was not finite and nothing was moved, else 0
+
+Measurements = dict[str, "Tensor"]
+"""What an iteration measured, by the measures' names: 0-dim tensors on the device, so that nothing waits for them
+before they are read back. What a phase has not got is missing."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an iteration is given.
+
+    :param clean: ``float32 [N, C, crop, crop]`` in [0, 1].
+    :param degraded: ``float32 [N, C, crop / scale, crop / scale]``.
+    :param labels: ``int64 [N]``; -1 where the data set has none.
+    :param masks: ``int64 [N, crop, crop]``; ``None`` where no auxiliary reads them.
+    """
+
+    clean: Tensor
+    degraded: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on ``device``, images in channels_last order (the faster one for convolutions on every device)."""
+        import torch
+
+        clean, degraded = (
+            images.to(device, memory_format=torch.channels_last) for images in (self.clean, self.degraded)
+        )
+        masks = None if self.masks is None else self.masks.to(device)
+        return Batch(clean, degraded, self.labels.to(device), masks)
+
+    def enlarged(self) -> Tensor:
+        """The degraded images, enlarged bicubically to the size of the clean ones where they are smaller."""
+        from train.inference import enlarged
+
+        return enlarged(self.degraded, self.clean.shape[-1] // self.degraded.shape[-1])
+
+
+class Phase(NamedTuple):
+    """A stretch of a training.
+
+    :param name: in ``steps.csv``; it also decides the order of the images, their crops and their noise.
+    :param title: in words, for the display.
+    :param iterations: its length.
+    :param moves: keys of the roles whose networks it trains: their learning rates run over these phases.
+    """
+
+    name: str
+    title: str
+    iterations: int
+    moves: tuple[str, ...]
+
+
+class Terms(NamedTuple):
+    """What a run asks of its strategy.
+
+    :param epochs: passes over the training images.
+    :param max_steps: iterations of the main phase at most.
+    :param pretrain_epochs: passes before IP's training begins, where the strategy has such a phase.
+    :param train_on: what a VR without an IP is trained on.
+    """
+
+    epochs: int = 1
+    max_steps: int | None = None
+    pretrain_epochs: int = 0
+    train_on: TrainOn = "degraded"
 
 
 @dataclass(frozen=True)
@@ -33,105 +140,279 @@ class Learner(Generic[Optimizer]):
     optimizer: Optimizer
     schedule: LRScheduler
 
-    def step(self) -> None:
-        self.optimizer.step()
-        self.schedule.step()
 
+@dataclass
+class Losses:
+    """What a forward pass has made of a batch.
 
-class StepLog(NamedTuple):
-    """What one step measured: 0-dim tensors on the device, so that nobody waits for them before somebody reads them.
-
-    :param loss: ``L_IP``.
-    :param aux_loss: ``L_VR``.
-    :param accuracy: share of the batch that VR diagnosed right.
-    :param cosine: between the gradients of ``L_IP`` and ``L_VR`` by theta.
-    :param gate: the weight the auxiliary gradient got before lambda.
-    :param skipped: 1 where a gradient was not finite and theta stayed as it was, else 0.
-    :param enhanced: the enhanced batch.
-
-    What a step has not got (``cosine`` without VR, say) is ``None``.
+    :param main: ``L_IP``, ``[]`` with its graph; ``None`` in a phase without IP.
+    :param auxiliary: ``L_VR``, one per auxiliary.
+    :param measured: what is known already (losses, PSNR, accuracy).
     """
 
-    loss: Tensor | None = None
-    aux_loss: Tensor | None = None
-    accuracy: Tensor | None = None
-    cosine: Tensor | None = None
-    gate: Tensor | None = None
-    skipped: Tensor | None = None
-    enhanced: Tensor | None = None
+    main: Tensor | None = None
+    auxiliary: tuple[Tensor, ...] = ()
+    measured: Measurements = field(default_factory=dict)
 
 
 class Strategy(ABC):
-    """One way to train IP.
+    """One way to train networks. It owns the networks and what an iteration does with them; the engine owns time.
 
+    A strategy is made without networks, says which it needs (:attr:`roles`) and for how long (:meth:`phases`), and is
+    given them by :meth:`equip`.
+
+    :cvar trains_ip: whether there is an IP.
+    :cvar uses_auxiliaries: whether there is a VR.
+    :cvar settings: names of the settings that it reads besides those of its networks; ``--help`` shows no others.
     :cvar gate: the gate of IP's optimizer.
     :cvar gate_is_free: whether the user may choose another one.
-    :cvar uses_vr: whether there is a VR at all.
-    :cvar pretrains_vr: whether a phase ``"pretrain"`` comes before the phase ``"train"``.
-    :param ip: IP, its optimizer one of ``gradprom_ext``.
-    :param vr: VR, its optimizer one of ``torch.optim``; ``None`` where ``uses_vr`` is false.
+    :param auxiliaries: the tasks of the VRs; ignored where ``uses_auxiliaries`` is false.
+    :param terms: lengths, and what else a run asks.
+    :raises RunError: the strategy cannot do with these auxiliaries.
     """
 
-    gate: ClassVar[GateName]
+    trains_ip: ClassVar[bool] = True
+    uses_auxiliaries: ClassVar[bool] = True
+    settings: ClassVar[frozenset[str]] = frozenset()
+    gate: ClassVar[Gate] = "never"
     gate_is_free: ClassVar[bool] = False
-    uses_vr: ClassVar[bool] = True
-    pretrains_vr: ClassVar[bool] = False
 
-    def __init__(self, ip: Learner[GradPromOptimizer], vr: Learner[torch.optim.Optimizer] | None) -> None:
-        self.ip = ip
-        self.vr = vr
+    def __init__(self, auxiliaries: Sequence[Auxiliary] = (), terms: Terms | None = None) -> None:
+        self.auxiliaries = tuple(auxiliaries) if self.uses_auxiliaries else ()
+        self.terms = terms or Terms()
+        self.learners: Mapping[str, Learner] = {}
+        self.phase: Phase | None = None
+        if self.uses_auxiliaries and not self.auxiliaries:
+            raise RunError("this strategy needs an auxiliary (--aux), or use ip-only")
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Of the networks that it trains or asks, the main one first."""
+        return (*((IP,) if self.trains_ip else ()), *(each.role for each in self.auxiliaries))
+
+    @property
+    @abstractmethod
+    def measures(self) -> tuple[Measure, ...]:
+        """All that :meth:`losses` and :meth:`update` may measure, in the order of ``steps.csv``."""
+
+    def phases(self, per_epoch: int) -> list[Phase]:
+        """What the training consists of.
+
+        :param per_epoch: iterations in which every training image is seen once.
+        """
+        iterations = self.terms.epochs * per_epoch
+        iterations = min(iterations, self.terms.max_steps or iterations)
+        return [Phase("train", "training", iterations, tuple(role.key for role in self.roles))]
+
+    def equip(self, learners: Mapping[str, Learner]) -> None:
+        """Hands over the networks, by the keys of :attr:`roles`."""
+        self.learners = learners
 
     def enter(self, phase: Phase) -> None:
         """Sets the networks' modes; called when a phase begins, and when a run is resumed within it."""
-        for learner in (self.ip, self.vr):
-            if learner is not None:
-                learner.network.train()
-
-    def pretrain_step(self, batch: Batch) -> StepLog:
-        """One step of the phase ``"pretrain"``."""
-        raise NotImplementedError(f"{type(self).__name__} has no pre-training")
+        self.phase = phase
+        for learner in self.learners.values():
+            learner.network.train()
 
     @abstractmethod
-    def step(self, batch: Batch) -> StepLog:
-        """One step of the phase ``"train"``: the networks, optimizers and schedules have moved on when it returns."""
+    def losses(self, batch: Batch) -> Losses:
+        """The forward pass of an iteration of the current phase."""
 
-    def move_ip(self, loss: Tensor, *aux_losses: Tensor) -> gp.GateStats:
-        """Steps theta with the gradients that the gate lets through; VR's parameters get their ``.grad``."""
+    @abstractmethod
+    def update(self, losses: Losses) -> Measurements:
+        """The backward pass and the step: networks, optimizers and schedules have moved on when it returns.
+
+        Where a loss or a gradient is not finite, no parameter, buffer or optimizer state has changed; the schedules,
+        which count iterations, go on.
+        """
+
+    @abstractmethod
+    def enhance(self, degraded: Tensor) -> Tensor:
+        """What the trained networks make of degraded images, for evaluation and figures: ``float [N, C, h, w] ->
+        float [N, C, h * scale, w * scale]``, on their device, not clamped."""
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """By the keys of their roles."""
+        return {key: learner.network for key, learner in self.learners.items()}
+
+    @property
+    def judges(self) -> list[tuple[Auxiliary, nn.Module]]:
+        """Every auxiliary with its network."""
+        return [(each, self.learners[each.role.key].network) for each in self.auxiliaries]
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the main network, as the next iteration will use it."""
+        return float(self.learners[self.roles[0].key].schedule.get_last_lr()[0])
+
+
+def columns(measures: Sequence[Measure], auxiliary: str, among: int) -> tuple[Measure, ...]:
+    """The measures of one auxiliary among several: their names and words say which one's they are.
+
+    >>> [each.name for each in columns([Measure("gate", "gate")], "seg", among=2)]
+    ['gate_seg']
+    >>> [each.name for each in columns([Measure("gate", "gate")], "seg", among=1)]
+    ['gate']
+    """
+    if among == 1:
+        return tuple(measures)
+    return tuple(
+        each._replace(name=f"{each.name}_{auxiliary}", word=each.word and f"{each.word} {auxiliary}")
+        for each in measures
+    )
+
+
+def column(name: str, auxiliary: str, among: int) -> str:
+    """The name that :func:`columns` gives."""
+    return columns([Measure(name)], auxiliary, among)[0].name
+
+
+def batch_psnr(enhanced: Tensor, clean: Tensor) -> Tensor:
+    """PSNR of a whole batch in dB, ``[]``, on its device, capped as those of test images are."""
+    from train.evaluation.metrics import psnr_of
+
+    return psnr_of(enhanced.detach(), clean)
+
+
+class WithIP(Strategy):
+    """A strategy that trains IP."""
+
+    @property
+    def ip(self) -> Learner[GradPromOptimizer]:
+        return self.learners[IP.key]
+
+    def image_losses(self, batch: Batch) -> tuple[Tensor, Losses]:
+        """The enhanced batch with its graph, and what is known of it."""
+        enhanced = self.ip.network(batch.degraded)
+        loss = losses.image_loss(enhanced, batch.clean)
+        return enhanced, Losses(loss, measured={"loss": loss.detach(), "psnr": batch_psnr(enhanced, batch.clean)})
+
+    def move_ip(self, found: Losses) -> gp.GateStats:
+        """Steps theta with the gradients that the gate lets through; the VRs' parameters get their ``.grad``."""
+        assert found.main is not None
         self.ip.optimizer.zero_grad()
-        self.ip.optimizer.backward(loss, *aux_losses)
-        self.ip.step()
+        self.ip.optimizer.backward(found.main, *found.auxiliary)
+        self.ip.optimizer.step()
+        self.ip.schedule.step()
         assert self.ip.optimizer.stats is not None  # there has been a step
         return self.ip.optimizer.stats
 
-
-def share_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of the labels that the largest logit names: ``[N, K]``, ``[N]`` -> ``[]``."""
-    return right(logits.detach(), labels).float().mean()
+    def enhance(self, degraded: Tensor) -> Tensor:
+        return self.ip.network(degraded)
 
 
-class Advised(Strategy):
-    """IP advised by VR: the step of joint training, of frozen parameters and of GradProm. They differ in the gate."""
+class WithVR(Strategy):
+    """A strategy that trains or asks VRs."""
 
-    vr: Learner[torch.optim.Optimizer]
+    def vr(self, auxiliary: Auxiliary) -> Learner[torch.optim.Optimizer]:
+        """The network of an auxiliary, with what moves it."""
+        return self.learners[auxiliary.role.key]
 
-    def step(self, batch: Batch) -> StepLog:
-        enhanced = self.ip.network(batch.degraded)
-        loss = F.mse_loss(enhanced, batch.clean)
-        logits = self.vr.network(enhanced)
-        aux_loss = F.cross_entropy(logits, batch.labels)
-        self.vr.optimizer.zero_grad()
-        stats = self.move_ip(loss, aux_loss)
-        self.move_vr()
-        return StepLog(
-            loss=loss.detach(),
-            aux_loss=aux_loss.detach(),
-            accuracy=share_right(logits, batch.labels),
-            cosine=stats.cosine[0],
-            gate=stats.gate[0],
-            skipped=stats.skipped,
-            enhanced=enhanced.detach(),
-        )
+    def recognize(self, images: Tensor, batch: Batch, found: Losses) -> Losses:
+        """Adds to ``found`` what every VR makes of ``images``.
 
-    def move_vr(self) -> None:
-        """Steps phi with the gradient of ``L_VR``."""
-        self.vr.step()
+        :param images: ``float [N, C, H, W]``: the enhanced ones, with their graph, or the clean or degraded ones.
+        """
+        for each in self.auxiliaries:
+            output = self.vr(each).network(images)
+            loss = each.loss(output, batch)
+            found.auxiliary += (loss,)
+            measured = {"aux_loss": loss.detach(), **each.measure(output.detach(), batch)}
+            found.measured |= {column(name, each.name, len(self.auxiliaries)): v for name, v in measured.items()}
+        return found
+
+    def recognize_alone(self, images: Tensor, batch: Batch) -> Losses:
+        """The forward pass of an iteration without IP."""
+        self._kept = Buffers(each.network for each in self.learners.values())
+        return self.recognize(images, batch, Losses())
+
+    def update_alone(self, found: Losses) -> Measurements:
+        """Steps every phi with the gradient of its own loss, IP aside.
+
+        :returns: what was measured, and whether the step was skipped.
+        """
+        import torch
+
+        skipped = (~torch.stack([loss.detach() for loss in found.auxiliary]).isfinite()).any()
+        for each, loss in zip(self.auxiliaries, found.auxiliary, strict=True):
+            self.vr(each).optimizer.zero_grad()
+            loss.backward()
+        for each in self.auxiliaries:
+            step_unless(skipped, self.vr(each))
+        self._kept.restore_if(skipped)
+        return found.measured | {"skipped": skipped}
+
+
+AUX_LOSS = Measure("aux_loss", "VR loss", "{:.2f}", loss=True)
+COSINE = Measure("cosine", "cosine", "{:+.2f}")
+GATE = Measure("gate", "gate", "{:.0%}")
+
+
+class Advised(WithIP, WithVR):
+    """IP advised by one VR or several: what joint training, frozen parameters and GradProm share. They differ in the
+    gate, which each auxiliary has to itself."""
+
+    settings = frozenset({"aux_weight"})
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        return advised_measures([(each.name, each.measures) for each in self.auxiliaries])
+
+    def losses(self, batch: Batch) -> Losses:
+        self._kept = Buffers(each.network for each in self.learners.values())
+        enhanced, found = self.image_losses(batch)
+        return self.recognize(enhanced, batch, found)
+
+    def update(self, found: Losses) -> Measurements:
+        for each in self.auxiliaries:
+            self.vr(each).optimizer.zero_grad()
+        stats = self.move_ip(found)
+        self.move_vr(stats.skipped)
+        self._kept.restore_if(stats.skipped)
+        gates = {
+            column(name, each.name, len(self.auxiliaries)): values[k]
+            for k, each in enumerate(self.auxiliaries)
+            for name, values in (("cosine", stats.cosine), ("gate", stats.gate))
+        }
+        return found.measured | gates | {"skipped": stats.skipped}
+
+    def move_vr(self, skipped: Tensor) -> None:
+        """Steps phi with the gradient of ``L_VR``, unless ``skipped`` is 1."""
+        for each in self.auxiliaries:
+            step_unless(skipped, self.vr(each))
+
+
+def advised_measures(auxiliaries: Sequence[tuple[str, Sequence[Measure]]]) -> tuple[Measure, ...]:
+    """The columns of a strategy with these auxiliaries.
+
+    :param auxiliaries: their names, and what each measures on a batch besides its loss.
+    """
+    own = [columns((AUX_LOSS, *measures, COSINE, GATE), name, len(auxiliaries)) for name, measures in auxiliaries]
+    return (LOSS, PSNR, *(measure for each in own for measure in each), SKIPPED)
+
+
+def step_unless(skipped: Tensor, learner: Learner) -> None:
+    """A step of one of PyTorch's fused optimizers that moves neither parameters nor state where ``skipped`` is 1.
+
+    PyTorch's fused kernels take that decision on the device, which is what a gradient scaler uses them for; a step that
+    is not skipped has the digits of one that was never asked.
+
+    :param skipped: 0 or 1, ``[]``, on the device of the parameters.
+    """
+    learner.optimizer.grad_scale = None  # type: ignore[attr-defined]
+    learner.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+    learner.optimizer.step()
+    learner.schedule.step()
+
+
+class Buffers:
+    """The buffers of networks (batch statistics) as they were before a forward pass, which moves them."""
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        self._pairs = [(each, each.clone()) for network in networks if network.training for each in network.buffers()]
+
+    def restore_if(self, skipped: Tensor) -> None:
+        """Undoes the forward pass where ``skipped`` is 1, without waiting for the device."""
+        for buffer, before in self._pairs:
+            buffer.copy_(before.where(skipped.bool(), buffer))

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import TYPE_CHECKING
 
-from train.batches import Batch
 from train.strategies import STRATEGIES
-from train.strategies.base import Advised, Phase, StepLog, share_right
+from train.strategies.base import IP, Advised, Losses, Measurements, Phase
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from train.strategies.base import Batch
+
+PRETRAIN = "pretrain"
 
 
 @STRATEGIES.register("frozen")
 class Frozen(Advised):
-    """VR learns to diagnose clean images first; then phi and its batch statistics stay as they are while IP is trained
-    with the gradient of ``L_IP + lambda L_VR``."""
+    """Every VR learns its task on clean images first; then phi and its batch statistics stay as they are while IP is
+    trained with the gradient of ``L_IP + lambda L_VR``."""
 
     gate = "always"
-    pretrains_vr = True
+    settings = Advised.settings | {"pretrain_epochs"}
+
+    def phases(self, per_epoch: int) -> list[Phase]:
+        (train,) = super().phases(per_epoch)
+        advisors = tuple(each.role.key for each in self.auxiliaries)
+        pretrain = Phase(PRETRAIN, "pre-training VR", self.terms.pretrain_epochs * per_epoch, advisors)
+        return [pretrain, train._replace(moves=(IP.key,))]
 
     def enter(self, phase: Phase) -> None:
         super().enter(phase)
-        if phase == "train":
-            self.vr.network.eval().requires_grad_(False)
+        if phase.name != PRETRAIN:
+            for each in self.auxiliaries:
+                self.vr(each).network.eval().requires_grad_(False)
 
-    def pretrain_step(self, batch: Batch) -> StepLog:
-        logits = self.vr.network(batch.clean)
-        aux_loss = F.cross_entropy(logits, batch.labels)
-        self.vr.optimizer.zero_grad()
-        aux_loss.backward()
-        self.vr.step()
-        return StepLog(aux_loss=aux_loss.detach(), accuracy=share_right(logits, batch.labels))
+    def losses(self, batch: Batch) -> Losses:
+        return self.recognize_alone(batch.clean, batch) if self._pretrains else super().losses(batch)
 
-    def move_vr(self) -> None:
+    def update(self, found: Losses) -> Measurements:
+        if not self._pretrains:
+            return super().update(found)
+        measured = self.update_alone(found)
+        del measured["skipped"]  # the column counts what happened to theta
+        return measured
+
+    def move_vr(self, skipped: Tensor) -> None:
         """phi stays as it is."""
+
+    @property
+    def _pretrains(self) -> bool:
+        return self.phase is not None and self.phase.name == PRETRAIN

@@ -15,3 +15,4 @@ class GradProm(Advised):
 
     gate = "hard"
     gate_is_free = True
+    settings = Advised.settings | {"gate"}

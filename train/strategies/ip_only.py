@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import TYPE_CHECKING
 
-from train.batches import Batch
 from train.strategies import STRATEGIES
-from train.strategies.base import StepLog, Strategy
+from train.strategies.auxiliary import Diagnosis
+from train.strategies.base import Buffers, Losses, Measure, Measurements, WithIP, advised_measures
+
+if TYPE_CHECKING:
+    from train.strategies.base import Batch
 
 
 @STRATEGIES.register("ip-only")
-class IPOnly(Strategy):
+class IPOnly(WithIP):
     """theta is stepped with the gradient of ``L_IP``; there is no VR, and so no diagnosis to report."""
 
-    gate = "never"
-    uses_vr = False
+    uses_auxiliaries = False
 
-    def step(self, batch: Batch) -> StepLog:
-        enhanced = self.ip.network(batch.degraded)
-        loss = F.mse_loss(enhanced, batch.clean)
-        stats = self.move_ip(loss)
-        return StepLog(loss=loss.detach(), skipped=stats.skipped, enhanced=enhanced.detach())
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        # The columns of an advised training, those of the advice empty: step logs of strategies are put side by side.
+        return advised_measures([(Diagnosis.name, Diagnosis.measures)])
+
+    def losses(self, batch: Batch) -> Losses:
+        self._kept = Buffers([self.ip.network])
+        _, found = self.image_losses(batch)
+        return found
+
+    def update(self, found: Losses) -> Measurements:
+        skipped = self.move_ip(found).skipped
+        self._kept.restore_if(skipped)
+        return found.measured | {"skipped": skipped}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import IP
+from models.srresnet import SRResNetOptions
 
 SCALES = (1, 2, 4)
 
@@ -21,7 +19,7 @@ def _norm(kind: str, features: int) -> list[nn.Module]:
 
 
 class ResidualBlock(nn.Module):
-    """``x + conv(prelu(conv(x)))`` at constant width; each convolution is followed by the normalisation, if any."""
+    """``x + conv(prelu(conv(x)))`` at constant width; each convolution is followed by the normalization, if any."""
 
     def __init__(self, features: int, norm: str) -> None:
         super().__init__()
@@ -37,7 +35,6 @@ class ResidualBlock(nn.Module):
         return x + self.body(x)
 
 
-@IP.register("srresnet")
 class SRResNet(nn.Module):
     """SR-ResNet: a wide first convolution, residual blocks under one long skip, sub-pixel upsampling, a wide last one.
 
@@ -49,42 +46,27 @@ class SRResNet(nn.Module):
       (``scale`` 2 and 4), as in VDSR (arXiv:1511.04587) and DnCNN (arXiv:1608.03981);
     * the last convolution starts at zero, so that the untrained network *is* the identity, or bicubic interpolation;
     * the first and last convolutions are 3 x 3 and not 9 x 9: 28.0 dB against 26.6 (and 27.6 with 5 x 5);
-    * no batch normalisation, as in EDSR (arXiv:1707.02921): 28.0 dB against 27.4 with it.
+    * no batch normalization, as in EDSR (arXiv:1707.02921): 28.0 dB against 27.4 with it.
 
-    ``kernel=9, norm="batch"`` gives the paper's layers.
+    The options ``kernel=9, norm="batch"`` give the paper's layers.
 
     Parameters at three channels, 16 blocks x 64 features: 1,222,164 (``scale=1``), 1,369,877 (x2), 1,517,590 (x4); the
     paper's layers at x4: 1,549,462.
 
+    :param options: depth, width and layers; :class:`SRResNetOptions` has refused what is out of range.
     :param channels: image channels, in and out.
     :param scale: 1 (denoising), 2 or 4 (sub-pixel upsampling, one x2 stage each).
-    :param blocks: residual blocks; 0 leaves the two convolutions around them.
-    :param features: width of the trunk.
-    :param kernel: side of the first and of the last convolution, odd.
-    :param norm: ``"none"`` or ``"batch"``.
     :raises ValueError: an argument out of range, named in the message.
     """
 
-    def __init__(
-        self,
-        *,
-        channels: int,
-        scale: int = 1,
-        blocks: int = 16,
-        features: int = 64,
-        kernel: int = 3,
-        norm: Literal["none", "batch"] = "none",
-    ) -> None:
+    def __init__(self, options: SRResNetOptions | None = None, *, channels: int, scale: int = 1) -> None:
         super().__init__()
-        for name, value, least in (("channels", channels, 1), ("blocks", blocks, 0), ("features", features, 1)):
-            if value < least:
-                raise ValueError(f"SR-ResNet: {name} must be at least {least}, got {value}")
+        if channels < 1:
+            raise ValueError(f"SR-ResNet: channels must be at least 1, not {channels}")
         if scale not in SCALES:
-            raise ValueError(f"SR-ResNet: scale must be one of {', '.join(map(str, SCALES))}, got {scale}")
-        if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"SR-ResNet: kernel must be odd and at least 1, got {kernel}")
-        if norm not in ("none", "batch"):
-            raise ValueError(f"SR-ResNet: norm must be 'none' or 'batch', got {norm!r}")
+            raise ValueError(f"SR-ResNet: scale must be one of {', '.join(map(str, SCALES))}, not {scale}")
+        options = options or SRResNetOptions()
+        blocks, features, kernel, norm = options.blocks, options.features, options.kernel, options.norm
         self.scale = scale
         self.head = nn.Sequential(_conv(channels, features, kernel), nn.PReLU())
         self.trunk = nn.Sequential(

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,19 +15,20 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from train.errors import RunError
+from train.strategies.base import Measure
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
     from torch.utils.tensorboard import SummaryWriter
 
-    from train.steps import Row
+    from train.training.step_log import Row
 
 LINES_PER_PHASE = 20
 
 
 class Stop:
-    """Whether somebody has asked the run to stop."""
+    """Whether the user (or the system) has asked the run to stop."""
 
     requested = False
 
@@ -57,17 +58,32 @@ def stop_on_signal() -> Iterator[Stop]:
 class Display:
     """A progress bar on a terminal; elsewhere about twenty plain lines per phase.
 
-    :param batch_size: images per step.
-    :param events: a folder for TensorBoard events as well.
-    :raises RunError: TensorBoard is not installed.
+    :param console: where it is shown.
     """
 
-    def __init__(self, console: Console, batch_size: int, events: Path | None = None) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
+        self.batch_size = 1
+        self.measures: tuple[Measure, ...] = ()
+        self.events: Path | None = None
+
+    def begin(self, measures: Sequence[Measure], *, batch_size: int, events: Path | None = None) -> None:
+        """Tells what the run that follows is like.
+
+        :param measures: of its strategy.
+        :param batch_size: images per step.
+        :param events: a folder for TensorBoard events as well; only where :func:`summary_writer` has found it.
+        """
+        self.measures = tuple(measures)
         self.batch_size = batch_size
         self.events = events
-        if events is not None:
-            summary_writer()  # complains now, not after the folder is made
+
+    def say(self, text: Any) -> None:
+        """Shows a text whole, however narrow the terminal is.
+
+        :param text: a string, or something that rich renders.
+        """
+        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def phase(self, title: str, done: int, steps: int) -> Iterator[Callable[[int, Row], None]]:
@@ -75,7 +91,7 @@ class Display:
         :param title: what is going on ("training").
         :param done: steps of the phase that an earlier process has done.
         :param steps: steps of the phase in all.
-        :returns: a function to be told, now and then, how many steps are done and what ``StepTable.flush`` returned.
+        :returns: a function to be told, now and then, how many steps are done and what ``StepLog.flush`` returned.
         """
         begun = time.monotonic()
         first, said = done, done
@@ -83,7 +99,7 @@ class Display:
         def tell(done: int, row: Row) -> None:
             nonlocal said
             rate = (done - first) / max(time.monotonic() - begun, 1e-9)
-            told = f"{measured(row)}  {rate * self.batch_size:.0f} images/s"
+            told = f"{measured(row, self.measures)}  {rate * self.batch_size:.0f} images/s"
             if events is not None:
                 for name, value in row.items():
                     if math.isfinite(value):  # NaN: nothing was measured since the last look
@@ -93,13 +109,7 @@ class Display:
             elif done - said >= steps / LINES_PER_PHASE or done == steps:
                 said = done
                 left = timedelta(seconds=round((steps - done) / rate))
-                self.console.print(
-                    f"{title}: step {done}/{steps}  {told}  {left} left",
-                    markup=False,
-                    emoji=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                self.say(f"{title}: step {done}/{steps}  {told}  {left} left")
 
         with self._bar() as bar, self._writer() as events:
             if bar is not None:
@@ -127,23 +137,17 @@ class Display:
         return contextlib.nullcontext() if self.events is None else summary_writer()(str(self.events))
 
 
-def measured(row: Row) -> str:
+def measured(row: Row, measures: Sequence[Measure]) -> str:
     """The part of a row that fits into a line; a dash where nothing finite was measured (all steps were skipped, say).
 
-    >>> measured({"loss": 0.00123, "psnr": 29.1, "cosine": -0.2, "gate": 0.5})
-    'loss 0.0012  PSNR 29.10 dB  cosine -0.20  gate 50%'
+    >>> from train.strategies.base import LOSS, PSNR, GATE, SKIPPED
+    >>> measured({"loss": 0.00123, "psnr": 29.1, "gate": 0.5, "skipped": 0}, [LOSS, PSNR, GATE, SKIPPED])
+    'loss 0.0012  PSNR 29.10 dB  gate 50%'
     """
-    formats = {
-        "loss": ("loss", "{:.4f}"),
-        "psnr": ("PSNR", "{:.2f} dB"),
-        "aux_loss": ("VR loss", "{:.2f}"),
-        "cosine": ("cosine", "{:+.2f}"),
-        "gate": ("gate", "{:.0%}"),
-    }
     return "  ".join(
-        f"{word} {form.format(row[name]) if math.isfinite(row[name]) else '-'}"
-        for name, (word, form) in formats.items()
-        if name in row
+        f"{each.word} {each.form.format(row[each.name]) if math.isfinite(row[each.name]) else '-'}"
+        for each in measures
+        if each.word and each.name in row
     )
 
 

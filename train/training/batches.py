@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from train.data.base import Subset
-from train.degradations import Degradation, stable_seed
+from train.degradations import Degradation
+from train.errors import RunError
+from train.seeds import stable_seed
+from train.strategies.base import Batch
 
 
 class Key(NamedTuple):
@@ -23,53 +25,50 @@ class Key(NamedTuple):
     image: int
 
 
-@dataclass(frozen=True)
-class Batch:
-    """
-    :param clean: ``float32 [N, C, crop, crop]`` in [0, 1].
-    :param degraded: ``float32 [N, C, crop / scale, crop / scale]``.
-    :param labels: ``int64 [N]``; -1 where the data set has none.
-    """
-
-    clean: Tensor
-    degraded: Tensor
-    labels: Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on ``device``, images in channels_last order (the faster one for convolutions on every device)."""
-        clean, degraded = (
-            images.to(device, memory_format=torch.channels_last) for images in (self.clean, self.degraded)
-        )
-        return Batch(clean, degraded, self.labels.to(device))
-
-
 class Crops(Dataset[Batch]):
     """Random crops, mirrored left to right half of the time, and their degraded versions.
 
     :param crop: side of the crops in pixels.
     :param seed: the run's seed.
+    :param masks: whether the masks are cut out, too.
+    :raises RunError: an image is smaller than a crop; the message names it.
     """
 
-    def __init__(self, subset: Subset, degrade: Degradation, *, crop: int, seed: int) -> None:
+    def __init__(self, subset: Subset, degrade: Degradation, *, crop: int, seed: int, masks: bool = False) -> None:
         self.subset = subset
         self.degrade = degrade
         self.crop = crop
         self.seed = seed
+        self.masks = masks
+        small = next((i for i in range(len(subset)) if min(subset.size(i)) < crop), None)
+        if small is not None:
+            height, width = subset.size(small)
+            raise RunError(
+                f"--crop {crop} does not fit into the training image {subset.names[small]} of {height} x {width} px; "
+                "give a smaller --crop, or a --size"
+            )
 
-    def _clean(self, key: Key) -> Tensor:
-        image = self.subset.tensor([key.image])[0]
+    def _cut(self, key: Key) -> tuple[Tensor, Tensor | None]:
+        """A crop ``float32 [C, crop, crop]``, and its mask ``int64 [crop, crop]``."""
+        image = self.subset.image(key.image)
         generator = torch.Generator().manual_seed(stable_seed("crop", self.seed, *key))
         rows, columns = image.shape[1] - self.crop + 1, image.shape[2] - self.crop + 1
         top, left, mirrored = (int(torch.randint(n, (), generator=generator)) for n in (rows, columns, 2))
-        image = image[:, top : top + self.crop, left : left + self.crop]
-        return image.flip(2) if mirrored else image
+
+        def cut(pixels: Tensor) -> Tensor:
+            pixels = pixels[..., top : top + self.crop, left : left + self.crop]
+            return pixels.flip(-1) if mirrored else pixels
+
+        return cut(image), cut(self.subset.mask(key.image)) if self.masks else None
 
     def __getitems__(self, keys: list[Key]) -> Batch:
-        clean = torch.stack([self._clean(key) for key in keys])
+        cut = [self._cut(key) for key in keys]
+        clean = torch.stack([image for image, _ in cut])
         degraded = self.degrade(clean, [stable_seed("noise", self.seed, *key) for key in keys])
         labels = self.subset.labels
         known = [-1 if labels is None else int(labels[key.image]) for key in keys]
-        return Batch(clean, degraded, torch.tensor(known))
+        masks = [mask for _, mask in cut if mask is not None]
+        return Batch(clean, degraded, torch.tensor(known), torch.stack(masks) if masks else None)
 
 
 class Order(Sampler[list[Key]]):

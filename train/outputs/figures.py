@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK, _FAINT = "#1b1f24", "#8b949e"
-_OPEN, _CLOSED = "#2463ae", "#c8553d"  # told apart with every kind of colour vision
+_OPEN, _CLOSED = "#2463ae", "#c8553d"  # told apart with every kind of color vision
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
     "font.size": 9,
@@ -43,22 +43,22 @@ _LABEL = 26  # characters beside an image, and no more: the next row has a label
 def save_panel(
     path: Path,
     *,
-    clean: Tensor,
-    degraded: Tensor,
-    enhanced: Tensor,
+    clean: Sequence[Tensor] | Tensor,
+    degraded: Sequence[Tensor] | Tensor,
+    enhanced: Sequence[Tensor] | Tensor | None,
     title: str,
     source: Literal["real", "phantom"],
     labels: Sequence[str] = (),
 ) -> None:
-    """One row per example: clean, degraded, enhanced, and the absolute error of the enhanced image.
+    """One row per example: clean, degraded, enhanced, and the absolute error of the last one.
 
     Images are clamped to [0, 1], shown, and captioned with the PSNR of what is shown; pixels that are NaN are
     left blank.
 
     :param path: the PNG file.
-    :param clean: ``float32 [N, C, H, W]`` in [0, 1], C 1 or 3, N > 0.
-    :param degraded: the same shape.
-    :param enhanced: the same shape.
+    :param clean: N > 0 images ``float32 [C, H, W]`` in [0, 1], C 1 or 3; they may differ in size.
+    :param degraded: the same shapes.
+    :param enhanced: the same shapes; ``None`` where nothing is enhanced.
     :param title: what the reader sees; the word PHANTOM is added to it where ``source`` asks for it.
     :param source: where the images come from.
     :param labels: a word or two per row (the diagnosis).
@@ -67,21 +67,35 @@ def save_panel(
     """
     from matplotlib import colormaps, rc_context
 
-    from train.metrics import image_quality, psnr_caption
+    from train.evaluation.metrics import image_quality, psnr_caption
 
+    columns = {"clean": clean, "degraded": degraded} | ({} if enhanced is None else {"enhanced": enhanced})
+    *_, last = columns
+    if not len(clean) or any(len(images) != len(clean) for images in columns.values()):
+        counts = ", ".join(f"{len(images)} {name}" for name, images in columns.items())
+        raise ValueError(f"a panel needs N > 0 images of each kind, of the same shapes, not {counts}")
     with rc_context(_STYLE):
-        columns = {"clean": clean, "degraded": degraded, "enhanced": enhanced}
-        captions = {name: image_quality(images, clean).psnr.tolist() for name, images in columns.items()}
-        error = (enhanced.detach().cpu().clamp(0, 1) - clean.detach().cpu()).abs().mean(1).numpy()
+        captions = {
+            name: [
+                image_quality(image[None], target[None]).psnr.item()
+                for image, target in zip(images, clean, strict=True)
+            ]
+            for name, images in columns.items()
+        }
+        error = [
+            (image.detach().cpu().clamp(0, 1) - target.detach().cpu()).abs().mean(0).numpy()
+            for image, target in zip(columns[last], clean, strict=True)
+        ]
         # One scale for all rows. A few pixels may exceed it: a single outlier should not turn the rest black.
-        worst = float(np.quantile(error[np.isfinite(error)], 0.998)) if np.isfinite(error).any() else 0.0
-        worst = max(worst, 0.02)
+        known = np.concatenate([each[np.isfinite(each)] for each in error])
+        worst = max(float(np.quantile(known, 0.998)) if known.size else 0.0, 0.02)
 
         said = [textwrap.fill(printable(label), _LABEL) for label in labels]
         lines = max((label.count("\n") + 1 for label in said), default=1)
         rows, side, top, bottom, left, right = len(clean), 2.0, 0.78, 0.1, 0.3 + 0.15 * lines, 0.62  # inches
         gap_x, gap_y = 0.06, 0.27
-        width = left + 4 * side + 3 * gap_x + right
+        count = len(columns)
+        width = left + (count + 1) * side + count * gap_x + right
         height = top + rows * (side + gap_y) + bottom
         figure = _figure(width, height)
 
@@ -101,13 +115,13 @@ def save_panel(
                     axes.set_title(name, fontsize=10, fontweight="bold", pad=5)
                 if column == 0 and said:
                     axes.set_ylabel(said[row], fontsize=9, labelpad=4)
-            axes = axes_at(row, 3)
+            axes = axes_at(row, count)
             heat = axes.imshow(error[row], cmap=colormaps["inferno"], vmin=0, vmax=worst, interpolation="nearest")
             mean = error[row].mean()
             axes.set_xlabel(f"mean error {mean:.3f}" if np.isfinite(mean) else "mean error undefined: NaN", labelpad=3)
             if row == 0:
-                axes.set_title("|enhanced \N{MINUS SIGN} clean|", fontsize=10, fontweight="bold", pad=5)
-            x = left + 4 * (side + gap_x) + 0.02
+                axes.set_title(f"|{last} \N{MINUS SIGN} clean|", fontsize=10, fontweight="bold", pad=5)
+            x = left + (count + 1) * (side + gap_x) + 0.02
             y = height - top - side - row * (side + gap_y)
             bar = figure.colorbar(heat, cax=figure.add_axes((x / width, y / height, 0.09 / width, side / height)))
             bar.outline.set_visible(False)
@@ -128,7 +142,7 @@ def save_gate(
 ) -> None:
     """Cosine between the main and the auxiliary gradient, and the gate's weight, over the steps of a run.
 
-    Every step is a dot, in the colour of its gate, the larger the fewer there are; lines are running means over a
+    Every step is a dot, in the color of its gate, the larger the fewer there are; lines are running means over a
     fiftieth of the run. Under 100 steps that would be the steps themselves: then there is no line over the dots.
 
     :param path: the PNG file.
@@ -171,14 +185,14 @@ def save_gate(
         window = max(1, len(steps) // 50)
         size, alpha = np.clip(2000 / len(steps), 7, 30), np.clip(80 / len(steps), 0.35, 0.9)
         opened = weights > 0
-        for chosen, colour, name in ((opened, _OPEN, "gate open"), (~opened, _CLOSED, "gate closed")):
+        for chosen, color, name in ((opened, _OPEN, "gate open"), (~opened, _CLOSED, "gate closed")):
             above.scatter(
                 steps[chosen],
                 cosines[chosen],
                 s=size,
                 alpha=alpha,
                 zorder=3 if len(steps) < 500 else 1,  # under the line once they are a cloud
-                color=colour,
+                color=color,
                 linewidths=0,
                 label=f"{name} ({chosen.mean():.1%} of steps)",
             )
@@ -249,7 +263,7 @@ def _shown(image: Tensor) -> np.ndarray:
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of a centred window, cut off at both ends."""
+    """Mean of a centered window, cut off at both ends."""
     kernel = np.ones(window)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,34 +15,38 @@ from torch import Tensor
 
 from train.errors import RunError, reason
 from train.files import write_file
-from train.strategies.base import Phase, StepLog
-
-MEASURED = ("loss", "psnr", "aux_loss", "accuracy", "cosine", "gate", "skipped")
-COLUMNS = ("step", "phase", *MEASURED, "lr")
-HEADER = ",".join(COLUMNS) + "\n"
+from train.strategies.base import Measure, Measurements
 
 Row = dict[str, float]
 
 
-class StepTable:
-    """``steps.csv`` with a buffer of steps that nobody has read yet.
+class StepLog:
+    """``steps.csv`` with a buffer of steps that were not read back yet.
 
-    Columns: ``step`` (from 1, over all phases), ``phase``, ``loss`` (mean squared error), ``psnr`` (dB, capped),
-    ``aux_loss``, ``accuracy`` (of VR on the batch), ``cosine``, ``gate``, ``skipped``, ``lr`` (of IP). Empty cells:
-    the strategy has no such thing.
+    Columns: ``step`` (from 1, over all phases), ``phase``, what the strategy measures, ``lr`` (of the main network).
+    Empty cells: the phase has no such thing.
 
     :param path: the file; one that is there is continued.
+    :param measures: of the strategy.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, measures: Sequence[Measure]) -> None:
         self.path = path
-        self._waiting: list[tuple[int, Phase, tuple[str, ...], Tensor, float]] = []
+        self.measured = tuple(each.name for each in measures)
+        self.columns = ("step", "phase", *self.measured, "lr")
+        self.header = ",".join(self.columns) + "\n"
+        self._waiting: list[tuple[int, str, tuple[str, ...], Tensor, float]] = []
 
-    def add(self, step: int, phase: Phase, log: StepLog, psnr: Tensor | None, lr: float) -> None:
-        """Notes a step without waiting for the device."""
-        values = {**log._asdict(), "psnr": psnr}
-        measured = tuple(name for name in MEASURED if values[name] is not None)
-        self._waiting.append((step, phase, measured, torch.stack([values[name].float() for name in measured]), lr))
+    def add(self, step: int, phase: str, found: Measurements, lr: float) -> None:
+        """Notes a step without waiting for the device.
+
+        :param phase: its name.
+        :raises ValueError: something was measured that the strategy had not declared.
+        """
+        if undeclared := set(found) - set(self.measured):
+            raise ValueError(f"the strategy measured {', '.join(sorted(undeclared))} without declaring it")
+        measured = tuple(name for name in self.measured if name in found)
+        self._waiting.append((step, phase, measured, torch.stack([found[name].float() for name in measured]), lr))
 
     def flush(self) -> Row:
         """Reads the noted steps back in one transfer and appends them to the file.
@@ -54,7 +59,7 @@ class StepTable:
             return {}
         values = iter(torch.cat([cells for *_, cells, _ in self._waiting]).tolist())
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+        writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
         finite: dict[str, list[float]] = {}
         for step, phase, measured, _, lr in self._waiting:
             cells = {name: next(values) for name in measured}
@@ -66,7 +71,7 @@ class StepTable:
         try:
             with self.path.open("a", newline="") as file:
                 if not file.tell():
-                    file.write(HEADER)
+                    file.write(self.header)
                 file.write(text.getvalue())
         except OSError as error:
             raise RunError(f"the step log {self.path} cannot be written: {reason(error)}") from error
@@ -92,15 +97,15 @@ class StepTable:
         """
         self._waiting.clear()
         rows = self._rows(step)
-        write_file(self.path, "".join([HEADER, *(f"{','.join(row)}\n" for row in rows)]).encode())
+        write_file(self.path, "".join([self.header, *(f"{','.join(row)}\n" for row in rows)]).encode())
 
-    def columns(self) -> dict[str, np.ndarray]:
+    def read(self) -> dict[str, np.ndarray]:
         """What was measured, ``float64 [steps]`` each, NaN in empty cells; with the column ``step``.
 
         :raises RunError: the file has been damaged; the message names the line.
         """
-        rows = [dict(zip(COLUMNS, row, strict=True)) for row in self._rows()]
-        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in ("step", *MEASURED)}
+        rows = [dict(zip(self.columns, row, strict=True)) for row in self._rows()]
+        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in ("step", *self.measured)}
 
     def _rows(self, until: int | None = None) -> list[list[str]]:
         """The cells of the steps 1, 2, ... in the file; blank lines, line ends and byte order marks do not matter.
@@ -116,17 +121,17 @@ class StepTable:
             raise RunError(f"the step log {self.path} cannot be read: {reason(error)}") from error
         lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         rows: list[list[str]] = []
-        if (lines or until) and (not lines or lines[0][1] != HEADER.strip()):
-            raise self._damaged(1, f"it must be the header {HEADER.strip()}")
+        if (lines or until) and (not lines or lines[0][1] != self.header.strip()):
+            raise self._damaged(1, f"it must be the header {self.header.strip()}")
         for number, line in lines[1:]:
             if until is not None and len(rows) == until:
                 break
             cells = line.split(",")
             if cells[0] != str(len(rows) + 1):
                 raise self._damaged(number, f"it must be that of step {len(rows) + 1}, and begins with {cells[0]!r}")
-            if len(cells) != len(COLUMNS):
-                raise self._damaged(number, f"it has {len(cells)} cells instead of {len(COLUMNS)}")
-            for name, cell in zip(COLUMNS, cells, strict=True):
+            if len(cells) != len(self.columns):
+                raise self._damaged(number, f"it has {len(cells)} cells instead of {len(self.columns)}")
+            for name, cell in zip(self.columns, cells, strict=True):
                 if name != "phase" and cell and not _is_number(cell):
                     raise self._damaged(number, f"{name} is {cell!r}")
             rows.append(cells)

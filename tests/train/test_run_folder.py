@@ -20,11 +20,11 @@ from safetensors import safe_open
 from train.data.fingerprint import differences, fingerprint
 from train.errors import RunError
 from train.files import LOCK, is_locked, locked
-from train.folder import new_folder
+from train.outputs.run_folder import new_folder
 from train.run import main
 
 from .test_resume import wait_for_steps
-from .tiny import arguments, image_data
+from .tiny import arguments, image_data, name_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,10 +76,10 @@ class TestOwnership:
         code = """if True:
             import pathlib, sys, time
             import tests.train.tiny
-            from train import run
+            from train import experiment, run
 
             mine, other = (pathlib.Path(each) for each in sys.argv[1:3])
-            load_data = run.load_data
+            load_data = experiment.load_data
 
             def load_together(*args, **options):
                 data = load_data(*args, **options)
@@ -88,7 +88,7 @@ class TestOwnership:
                     time.sleep(0.001)
                 return data
 
-            run.load_data = load_together
+            experiment.load_data = load_together
             sys.exit(run.main(sys.argv[3:]))
         """
         options = arguments(strategy="ip-only")
@@ -96,7 +96,7 @@ class TestOwnership:
         for process in both:
             out, err = process.communicate(timeout=120)
             assert process.returncode == 0, (out, err)
-        name = "tiny-denoise-ip-only-s0-PHANTOM"
+        name = name_of(strategy="ip-only")
         folders = sorted((tmp_path / "runs").iterdir())
         assert [folder.name for folder in folders] == [name, f"{name}-2"]
         for folder in folders:
@@ -276,7 +276,7 @@ class TestData:
         small = {"dataset": "covidct", "source": "auto", "max_steps": 1, "batch_size": 2}
         assert main(arguments(**small, out="run")) == 0
         assert f"data folder: {small_covidct}" in capsys.readouterr().out
-        assert json.loads(Path("run/config.json").read_text())["data_root"] == str(small_covidct)
+        assert json.loads(Path("run/config.json").read_text())["data"]["data_root"] == str(small_covidct)
 
     def test_every_fact_counts(self):
         """Each change alone makes another fingerprint, and the message names it."""
@@ -423,7 +423,7 @@ class TestDamage:
     @pytest.mark.parametrize("obstacle", ["file", "link"])
     def test_runs_is_no_folder(self, capsys, tmp_path, obstacle):
         Path("runs").touch() if obstacle == "file" else Path("runs").symlink_to("nowhere")
-        assert "the run folder runs/tiny-denoise-gradprom-s0-PHANTOM cannot be made" in refused(capsys, *arguments())
+        assert f"the run folder runs/{name_of()} cannot be made" in refused(capsys, *arguments())
 
 
 def without_privileges() -> None:
@@ -531,8 +531,9 @@ def test_files_for_others_hold_no_path_of_the_machine(small_covidct, tmp_path, m
     assert main(["--resume", str(unfinished(home / "run"))]) == 0
     with safe_open(home / "run" / "weights.safetensors", "pt") as file:
         settings = json.loads(file.metadata()["config"])
-    assert (settings["data_root"], settings["out"], settings["resume"]) == (None, None, None)
-    assert settings["strategy"] == "gradprom"
+    output = settings["output"]
+    assert (settings["data"]["data_root"], output["out"], output["resume"]) == (None, None, None)
+    assert settings["method"]["strategy"] == "gradprom"
     for name in ("panel.png", "gate.png"):
         assert Image.open(home / "run" / name).info.keys() <= {"dpi"}
     files = contents(home / "run")

@@ -1,4 +1,4 @@
-"""How good an enhanced image is, how often a diagnosis is right, and what a classical method achieves.
+"""How good an enhanced image is, how often a diagnosis is right, and how well a segmentation covers.
 
 Images are scored per image at data range 1 and the scores averaged. Whatever is scored is clamped to [0, 1] first, the
 degraded images just like the enhanced ones: an image outside its range cannot be shown, and clamping alone gains a
@@ -13,29 +13,17 @@ Netflix's libvmaf for 8 bits.
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from train.data.cache import ArrayCache
-
 PSNR_CAP = 60.0
 """The PSNR in dB that an image or a batch can have at most: a root mean squared error of 1/1000 of the range."""
 
 _BATCH = 64  # images scored at once: bounds the memory that SSIM's windows take
-
-# Non-local means: patch side, search distance and filtering strength h / sigma. From a small search on the validation
-# split of COVID-CT at 128 px (sides 3, 5, 7; distances 5 to 11; strengths 0.5 to 1): the best at sigma 0.2 and 0.3, and
-# within 0.05 dB of the best at sigma 0.1.
-_NLM_PATCH, _NLM_DISTANCE, _NLM_STRENGTH = 5, 6, 0.6
 
 
 @dataclass(frozen=True)
@@ -101,10 +89,9 @@ def image_quality(images: Tensor, clean: Tensor) -> Quality:
     """Scores images against the clean ones, at data range 1, after clamping them to [0, 1].
 
     PSNR (torchmetrics) is that of the mean squared error over all pixels and channels of one image, at most
-    ``PSNR_CAP``. SSIM (MONAI) is
-    that of Z. Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004:
-    an 11 x 11 Gaussian window of sigma 1.5 wherever it fits into the image, K = 0.01 and 0.03, channels averaged. It
-    is not that of torchmetrics, which counts windows over a mirrored margin too.
+    ``PSNR_CAP``. SSIM (MONAI) is that of Z. Wang et al., "Image quality assessment: from error visibility to structural
+    similarity", IEEE TIP 2004: an 11 x 11 Gaussian window of sigma 1.5 wherever it fits into the image, K = 0.01 and
+    0.03, channels averaged. It is not that of torchmetrics, which counts windows over a mirrored margin too.
 
     :param images: ``float [N, C, H, W]``, at least 11 x 11 pixels.
     :param clean: the same shape, in [0, 1].
@@ -149,77 +136,44 @@ def right(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
 
 
-def restore_classical(degraded: Tensor, *, scale: int = 1, sigma: float | None = None) -> Tensor:
-    """What a person has without a network: non-local means against noise, bicubic interpolation against low resolution.
+def majority_share(labels: np.ndarray | None) -> float | None:
+    """How often the commonest class is right: what a diagnosis that ignores the image achieves."""
+    return None if labels is None else float(np.bincount(labels).max() / len(labels))
 
-    Non-local means: A. Buades, B. Coll, J.-M. Morel, "A non-local algorithm for image denoising", CVPR 2005, in the
-    fast variant of scikit-image.
 
-    :param degraded: ``float32 [N, C, H, W]``, not clipped.
-    :param scale: 1: denoise; > 1: enlarge by this factor.
-    :param sigma: standard deviation of the noise in units of the range [0, 1]; needed to denoise.
-    :returns: ``float32 [N, C, H * scale, W * scale]`` on the CPU.
-    :raises ValueError: ``scale`` is 1 and ``sigma`` is not given.
+def confusion(logits: Tensor, masks: Tensor) -> Tensor:
+    """How many pixels of each class were given which answer (torchmetrics).
+
+    :param logits: ``float [N, K, H, W]``; a pixel with NaN in it is no answer.
+    :param masks: ``int64 [N, H, W]``, in [0, K).
+    :returns: ``int64 [K, K + 1]``: true classes in rows, answers in columns, the last of which counts the missing ones.
     """
-    from skimage.restoration import denoise_nl_means
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-    degraded = degraded.cpu()
-    if scale > 1:
-        return torch.nn.functional.interpolate(degraded, scale_factor=scale, mode="bicubic")
-    if sigma is None:
-        raise ValueError("non-local means needs sigma, the noise it is to remove")
-    if sigma == 0:
-        return degraded
-
-    def denoise(image: np.ndarray) -> np.ndarray:
-        restored = denoise_nl_means(
-            image,
-            patch_size=_NLM_PATCH,
-            patch_distance=_NLM_DISTANCE,
-            h=_NLM_STRENGTH * sigma,
-            sigma=sigma,
-            fast_mode=True,
-            channel_axis=-1,
-        )
-        return restored.reshape(image.shape)  # scikit-image drops a single channel
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # its loops run without the interpreter lock
-        restored = list(pool.map(denoise, degraded.permute(0, 2, 3, 1).contiguous().numpy()))
-    return torch.from_numpy(np.stack(restored)).permute(0, 3, 1, 2).float()
+    classes = logits.shape[1]
+    answers = torch.where(logits.isnan().any(1), classes, logits.argmax(1))
+    return multiclass_confusion_matrix(answers, masks, num_classes=classes + 1, validate_args=False)[:classes]
 
 
-def classical_quality(
-    degraded: Tensor, clean: Tensor, *, sigma: float | None = None, cache: ArrayCache | None = None
-) -> Quality:
-    """Scores of :func:`restore_classical`; a smaller ``degraded`` is enlarged, one of the same size denoised.
+class Overlap(NamedTuple):
+    """Means over the classes that occur in the masks or in the answers, ``float64 []``.
 
-    :param degraded: ``float32 [N, C, h, w]``.
-    :param clean: ``float32 [N, C, H, W]`` in [0, 1].
-    :param sigma: see :func:`restore_classical`.
-    :param cache: keeps the scores, which take seconds, for the next run on exactly these images.
+    :param iou: intersection over union.
+    :param dice: twice the intersection over the sum of both.
     """
 
-    def score() -> dict[str, np.ndarray]:
-        scale = clean.shape[-1] // degraded.shape[-1]
-        quality = image_quality(restore_classical(degraded, scale=scale, sigma=sigma), clean.cpu())
-        return {"psnr": quality.psnr.numpy(), "ssim": quality.ssim.numpy()}
-
-    scores: Mapping[str, np.ndarray]
-    if cache is None:
-        scores = score()
-    else:
-        key = {
-            "clean": _digest(clean),
-            "degraded": _digest(degraded),
-            "sigma": sigma,
-            "psnr cap": PSNR_CAP,
-            "non-local means": [_NLM_PATCH, _NLM_DISTANCE, _NLM_STRENGTH],
-            "scikit-image": version("scikit-image"),
-        }
-        scores = cache.arrays("classical", key, score)
-    return Quality(torch.tensor(scores["psnr"]), torch.tensor(scores["ssim"]))
+    iou: Tensor
+    dice: Tensor
 
 
-def _digest(images: Tensor) -> str:
-    pixels = images.detach().cpu().contiguous().numpy()
-    return hashlib.sha256(repr((pixels.shape, pixels.dtype)).encode() + pixels.tobytes()).hexdigest()
+def overlap(counts: Tensor) -> Overlap:
+    """What a confusion matrix is worth.
+
+    :param counts: of :func:`confusion`, or a sum of such matrices.
+    """
+    counts = counts.double()
+    hits, true, answered = counts.diagonal(), counts.sum(1), counts.sum(0)[:-1]
+    occurs = (true + answered) > 0
+    # A class that does not occur has 0 / 0 here, and takes no part in the mean.
+    ratios = (hits / (true + answered - hits), 2 * hits / (true + answered))
+    return Overlap(*(torch.where(occurs, ratio, 0).sum() / occurs.sum() for ratio in ratios))

@@ -1,0 +1,232 @@
+"""What a trained run achieves on the test images, whose degradation is the same for every run.
+
+Images are read, degraded, enhanced and scored a few at a time: memory grows with the size of an image, but not with
+their number. What is kept of every image is its scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from train.data.base import Subset
+from train.data.cache import ArrayCache
+from train.degradations import Degradation, fixed_seeds
+from train.evaluation.metrics import PSNR_CAP, Quality, image_quality
+from train.evaluation.scores import Scorer
+from train.inference import Tiling, enlarged, forward
+
+TOGETHER = 64  # images of one size that are scored at once: bounds the memory that SSIM's windows take
+PIXELS = TOGETHER * 512 * 512  # the same bound for large images, of which fewer are scored at once
+KINDS = ("clean", "degraded", "enhanced")
+
+
+class Judge(Protocol):
+    """A task of a VR, as far as an evaluation knows it."""
+
+    @property
+    def masks(self) -> bool:
+        """Whether an answer is an image."""
+
+    def scorer(self, subset: Subset) -> Scorer:
+        """What gathers the answers about one kind of images."""
+
+
+class Trained(Protocol):
+    """A strategy, as far as an evaluation knows it."""
+
+    @property
+    def trains_ip(self) -> bool: ...
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]: ...
+
+    @property
+    def judges(self) -> Sequence[tuple[Judge, nn.Module]]: ...
+
+    def enhance(self, degraded: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the images are worth.
+
+    :param degraded: quality of what IP was given, enlarged bicubically where it was smaller than the clean image.
+    :param enhanced: quality of what IP made of it, clamped to [0, 1]; ``None`` where there is no IP.
+    :param classical: quality of the degradation's classical remedy; ``None`` where it has none.
+    :param remedy: what the remedy is called.
+    :param scores: for each kind of images (``clean``, ``degraded``, ``enhanced``), what the VRs' tasks scored on them.
+    """
+
+    degraded: Quality
+    enhanced: Quality | None
+    classical: Quality | None
+    remedy: str | None
+    scores: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Some images together.
+
+    :param index: their places in the subset.
+    :param clean: ``float32 [N, C, H, W]`` in [0, 1], like all others on the CPU.
+    :param given: ``float32 [N, C, H / scale, W / scale]``: what IP is given.
+    :param degraded: that, enlarged bicubically to the size of the clean images.
+    :param enhanced: what IP made of it, clamped to [0, 1]; ``None`` where there is no IP.
+    """
+
+    index: Sequence[int]
+    clean: Tensor
+    given: Tensor
+    degraded: Tensor
+    enhanced: Tensor | None
+
+
+@torch.no_grad()
+def evaluate(
+    trained: Trained,
+    subset: Subset,
+    degrade: Degradation,
+    *,
+    device: torch.device,
+    tiling: Tiling | None = None,
+    cache: ArrayCache | None = None,
+) -> Evaluation:
+    """Scores all networks on all images of ``subset``.
+
+    :param tiling: how large images are cut for IP and for segmentations (a diagnosis sees the whole image).
+    :param cache: keeps the scores of the classical remedy for the next run.
+    """
+    for network in trained.networks.values():
+        network.eval()
+    tiling = tiling or Tiling()
+    kinds = KINDS if trained.trains_ip else KINDS[:2]
+    scorers = [{kind: judge.scorer(subset) for kind in kinds} for judge, _ in trained.judges]
+    degraded: list[Quality] = []
+    enhanced: list[Quality] = []
+    content = hashlib.sha256()
+    for shown in views(trained, subset, degrade, device=device, tiling=tiling):
+        _digest(content, shown.clean)
+        _digest(content, shown.given)
+        degraded.append(image_quality(shown.degraded, shown.clean))
+        if shown.enhanced is not None:
+            enhanced.append(image_quality(shown.enhanced, shown.clean))
+        for (judge, network), each in zip(trained.judges, scorers, strict=True):
+            for kind in kinds:
+                answer = forward(network, getattr(shown, kind), device=device, tiling=tiling if judge.masks else None)
+                each[kind].add(answer, shown.index)
+    results = [{kind: scorer.result() for kind, scorer in each.items()} for each in scorers]
+    return Evaluation(
+        degraded=_joined(degraded),
+        enhanced=_joined(enhanced) if enhanced else None,
+        classical=classical_quality(subset, degrade, content.hexdigest(), cache=cache),
+        remedy=degrade.remedy,
+        scores={kind: {k: v for each in results for k, v in each[kind].items()} for kind in kinds} if results else {},
+    )
+
+
+@torch.no_grad()
+def views(
+    trained: Trained,
+    subset: Subset,
+    degrade: Degradation,
+    *,
+    device: torch.device,
+    tiling: Tiling | None = None,
+    wanted: Sequence[int] | None = None,
+) -> Iterator[Shown]:
+    """The images a few at a time, always the same ones together.
+
+    :param wanted: only those among which one of these is; by default all of them.
+    """
+    for index in groups(subset):
+        if wanted is not None and not set(index) & set(wanted):
+            continue
+        clean, given = _degraded(subset, degrade, index)
+        enhanced = None
+        if trained.trains_ip:
+            enhanced = forward(trained.enhance, given, device=device, tiling=tiling or Tiling()).clamp(0, 1)
+        yield Shown(index, clean, given, enlarged(given, degrade.scale), enhanced)
+
+
+def groups(subset: Subset) -> Iterator[Sequence[int]]:
+    """The places of successive images of one size, as many as are scored together."""
+    begin = 0
+    while begin < len(subset):
+        height, width = size = subset.size(begin)
+        most = max(1, min(TOGETHER, PIXELS // (height * width)))
+        end = begin + 1
+        while end < len(subset) and end - begin < most and subset.size(end) == size:
+            end += 1
+        yield range(begin, end)
+        begin = end
+
+
+def examples(
+    trained: Trained, subset: Subset, degrade: Degradation, index: Sequence[int], *, device: torch.device
+) -> list[Shown]:
+    """Some images as an evaluation saw them, one by one, in the order of ``index``."""
+    found: dict[int, Shown] = {}
+    for shown in views(trained, subset, degrade, device=device, wanted=index):
+        for row, place in enumerate(shown.index):
+            if place in index:
+                own = slice(row, row + 1)
+                enhanced = None if shown.enhanced is None else shown.enhanced[own].clone()
+                clean, given, degraded = (each[own].clone() for each in (shown.clean, shown.given, shown.degraded))
+                found[place] = Shown([place], clean, given, degraded, enhanced)
+    return [found[place] for place in index]
+
+
+def classical_quality(
+    subset: Subset, degrade: Degradation, content: str | None = None, *, cache: ArrayCache | None = None
+) -> Quality | None:
+    """Scores of the degradation's classical remedy; ``None`` where it has none.
+
+    :param content: a digest of the clean and the degraded images; needed with a cache.
+    :param cache: keeps the scores, which take seconds, for the next run on exactly these images.
+    """
+    if degrade.remedy is None:
+        return None
+
+    def score() -> dict[str, np.ndarray]:
+        parts: list[Quality] = []
+        for index in groups(subset):
+            clean, given = _degraded(subset, degrade, index)
+            restored = degrade.restore_batch(given)
+            assert restored is not None
+            parts.append(image_quality(restored, clean))
+        whole = _joined(parts)
+        return {"psnr": whole.psnr.numpy(), "ssim": whole.ssim.numpy()}
+
+    scores: Mapping[str, np.ndarray]
+    if cache is None:
+        scores = score()
+    else:
+        key: dict[str, Any] = {
+            "images": content,
+            "psnr cap": PSNR_CAP,
+            "remedy": [degrade.remedy, str(degrade), dict(degrade.remedy_settings)],
+        }
+        scores = cache.arrays("classical", key, score)
+    return Quality(torch.tensor(scores["psnr"]), torch.tensor(scores["ssim"]))
+
+
+def _degraded(subset: Subset, degrade: Degradation, index: Sequence[int]) -> tuple[Tensor, Tensor]:
+    clean = subset.tensor(list(index))
+    return clean, degrade(clean, fixed_seeds(degrade, [subset.names[i] for i in index]))
+
+
+def _joined(parts: Sequence[Quality]) -> Quality:
+    return Quality(torch.cat([each.psnr for each in parts]), torch.cat([each.ssim for each in parts]))
+
+
+def _digest(content: Any, images: Tensor) -> None:
+    pixels = images.contiguous().numpy()
+    content.update(repr((pixels.shape, pixels.dtype)).encode() + pixels.tobytes())

@@ -1,0 +1,37 @@
+"""What an evaluation finds out about a network that recognizes something, gathered a few images at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Score(NamedTuple):
+    """Something that an evaluation finds out about a VR.
+
+    :param key: in ``metrics.json``: bare for the enhanced images, with ``_degraded`` and ``_clean`` for the others.
+    :param title: heads the column of the table.
+    :param form: how a value is written, for :func:`format`.
+    """
+
+    key: str
+    title: str
+    form: str
+
+
+class Scorer(ABC):
+    """Gathers what a VR says about one kind of images, a few at a time: its memory does not grow with their number."""
+
+    @abstractmethod
+    def add(self, output: Tensor, index: Sequence[int]) -> None:
+        """
+        :param output: the network's output for the images ``index`` of the subset, on the CPU.
+        """
+
+    @abstractmethod
+    def result(self) -> dict[str, float]:
+        """The scores by their keys, over all images that were added."""

@@ -1,0 +1,323 @@
+"""A run from its settings to its results: what the command line prints, and what programs and tests call."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from models import UnknownNameError
+from train.data import DATASETS, load
+from train.data.base import ImageData
+from train.data.cache import ArrayCache, default_cache_dir
+from train.data.fingerprint import fingerprint
+from train.degradations import Degradation, parse
+from train.degradations.parsing import ALIASES
+from train.errors import RunError
+from train.evaluation.evaluate import Evaluation, evaluate, examples
+from train.files import locked, read_json
+from train.outputs.figures import save_gate, save_panel
+from train.outputs.report import Metrics, collect, count_parameters, finite, introduction
+from train.outputs.run_folder import RunFolder, new_folder
+from train.settings import Settings, to_json
+from train.settings.command_line import stored
+from train.settings.naming import identity, run_name
+from train.training.build import Experiment, build
+from train.training.engine import Cadence, Engine
+from train.training.progress import Display, stop_on_signal, summary_writer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What became of a run.
+
+    :param folder: all that it has written.
+    :param metrics: the content of ``metrics.json``; ``None`` where it was asked to stop before the end.
+    :param was_finished: whether there was nothing left to do.
+    :param step: how many steps are done.
+    :param steps: of how many; both are 0 where nothing was left to do.
+    """
+
+    folder: Path
+    metrics: Metrics | None
+    was_finished: bool = False
+    step: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class About:
+    """What stands in names, titles and metrics.
+
+    :param name: of the run.
+    :param identity: a digest of what it computes.
+    """
+
+    name: str
+    identity: str
+
+    @classmethod
+    def made(cls, settings: Settings, data: ImageData, degrade: Degradation, facts: dict[str, Any]) -> About:
+        """Of a new run.
+
+        :param facts: the fingerprint of the data.
+        :raises RunError: a file of first weights cannot be read.
+        """
+        digest = identity(settings, facts)
+        task = task_word(settings, degrade)
+        return cls(run_name(settings, title=data.title, source=data.source, task=task, identity=digest), digest)
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> About | None:
+        """Of a run that goes on; ``None`` where an earlier version began it, which did not write it down."""
+        content = read_json(folder.config) or {}
+        name, digest = content.get("name"), content.get("identity")
+        return cls(name, digest) if isinstance(name, str) and isinstance(digest, str) else None
+
+
+def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
+    """Does one run, or what is left of it (``output.resume``, with its folder in ``output.out``).
+
+    :param display: what shows the progress; nothing is shown without one.
+    :raises RunError: something the user can put right; a run that could not begin has left no folder.
+    """
+    begun = time.monotonic()
+    display = display or Display(_silent())
+    degrade = look_up(settings)
+    device = choose_device(settings.training.device)
+    resume, out = settings.output.resume, settings.output.out
+    with contextlib.ExitStack() as held:
+        if resume:
+            assert out is not None  # parse() has put the run's folder there
+            folder = RunFolder(out)
+            metrics = take_possession(folder, held)
+            if metrics is not None:
+                return RunResult(out, metrics, was_finished=True)
+        data = load_data(settings, progress=display.console.is_terminal)
+        settings = settings.change({"source": data.source})
+        facts = fingerprint(data)
+        about = (resume and About.of(folder)) or About.made(settings, data, degrade, facts)
+        # A checkpoint holds all weights: the files that the first ones came from need not be there any more.
+        first = settings.change({"ip_weights": None, "vr_weights": None}) if resume else settings
+        experiment = build(first, data, degrade, device=device)
+        if settings.output.tensorboard:
+            summary_writer()  # complains now, not after the folder is made
+        if not resume:
+            folder = RunFolder(held.enter_context(new_folder(out, about.name)))
+            settings = settings.change(
+                {
+                    "device": "cuda" if device.type == "cuda" else "cpu",
+                    "out": folder.path,
+                    "data_root": settings.data.data_root if data.folder is None else data.folder.absolute(),
+                }
+            )
+        output = settings.output
+        events = folder.tensorboard if output.tensorboard else None
+        display.begin(experiment.strategy.measures, batch_size=experiment.batch_size, events=events)
+        cadence = Cadence(output.log_every, output.checkpoint_every, settings.training.num_workers)
+        engine = Engine(experiment, folder, cadence, begun=begun)
+        if resume:
+            folder.refuse_other_data(facts, data.folder)
+            engine.resume()
+        else:
+            folder.write_data(facts)
+            folder.write_config(vars(about) | to_json(settings))
+        display.say(_introduction(settings, data, experiment, engine, folder))
+        with stop_on_signal() as stop:
+            finished = engine.train(display, stop)
+        result = RunResult(folder.path, None, step=engine.step, steps=engine.steps)
+        if not finished:
+            return result
+        try:
+            return dataclasses.replace(result, metrics=finish(settings, data, experiment, engine, folder, about))
+        except KeyboardInterrupt:
+            return result
+
+
+def _silent() -> Console:
+    from rich.console import Console
+
+    return Console(quiet=True)
+
+
+def take_possession(folder: RunFolder, held: contextlib.ExitStack) -> Metrics | None:
+    """Keeps other processes out of the folder of a run that goes on, until ``held`` is closed.
+
+    :returns: the metrics of a finished run, which is not taken possession of.
+    :raises RunError: another process is at work on the run, or ``metrics.json`` is damaged.
+    """
+    metrics = folder.read_metrics()
+    if metrics is None:
+        held.enter_context(locked(folder.path))
+        metrics = folder.read_metrics()  # another process may have finished the run just before
+    return metrics
+
+
+def look_up(settings: Settings) -> Degradation:
+    """Looks up the names that the settings could not, before anything costs time.
+
+    :returns: what IP has to undo.
+    :raises RunError: a name or an argument is not understood; the message lists those that are.
+    """
+    try:
+        DATASETS[settings.data.dataset]
+    except UnknownNameError as error:
+        raise RunError(f"--dataset: {error}") from error
+    return parse(settings.degradation.task, sigma=settings.degradation.sigma)
+
+
+def task_word(settings: Settings, degrade: Degradation) -> str:
+    """The task in a run's name: with every argument.
+
+    What has a name of its own keeps it, with its noise (``denoise0.1``, ``sr2``).
+    """
+    task = settings.degradation.task
+    if task not in ALIASES:
+        return str(degrade)
+    return task if degrade.noise_level is None else f"{task}{degrade.noise_level:g}"
+
+
+def choose_device(name: str) -> torch.device:
+    """
+    :raises RunError: a GPU was asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunError("--device cuda: PyTorch sees no CUDA GPU here (python -m gradprom_ext.doctor says why)")
+    return torch.device(name)
+
+
+def load_data(settings: Settings, *, progress: bool) -> ImageData:
+    """
+    :raises RunError: there are no such data, or they are damaged.
+    """
+    given, output = settings.data, settings.output
+    # A run that goes on knows where its data were. They may have moved; what it gets is compared with what it had.
+    formerly = stored(output.out).data.data_root if output.resume and output.out else None
+    try:
+        return load(
+            given.dataset,
+            root=None if given.data_root == formerly else given.data_root,
+            formerly=formerly,
+            source=given.source,
+            size=given.size,  # type: ignore[arg-type]
+            channels=given.channels,
+            progress=progress,
+        )
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def _introduction(
+    settings: Settings, data: ImageData, experiment: Experiment, engine: Engine, folder: RunFolder
+) -> str:
+    training = settings.training
+    names = {}
+    for role in experiment.strategy.roles:
+        options = vars(settings.values[f"{role.key}_options"])
+        told = ", ".join(f"{name} {value}" for name, value in options.items())
+        names[role.key] = settings.values[role.key] + (f" with {told}" if told else "")
+    return introduction(
+        data,
+        experiment.strategy,
+        names,
+        f"strategy {settings.method.strategy}, preset {settings.preset}, {engine.steps} steps "
+        f"of {training.batch_size} crops of {training.crop} px, on {experiment.device.type}",
+        folder.path,
+    )
+
+
+def finish(
+    settings: Settings, data: ImageData, experiment: Experiment, engine: Engine, folder: RunFolder, about: About
+) -> Metrics:
+    """Evaluates a trained run and writes all that its folder holds at the end; the metrics last.
+
+    :raises RunError: a file cannot be written.
+    """
+    strategy, degrade = experiment.strategy, experiment.crops.degrade
+    cache = ArrayCache(default_cache_dir())
+    evaluation = evaluate(strategy, data.test, degrade, device=experiment.device, cache=cache)
+    folder.write_weights(strategy.networks, vars(about) | to_json(settings.without_paths))
+    draw(data, experiment, engine, evaluation, folder, about.name)
+    values = settings.values
+    said = {
+        "run": about.name,
+        "identity": about.identity,
+        "data": data.source,
+        "dataset": settings.data.dataset,
+        "title": data.title,
+        "task": settings.degradation.task,
+        "degradation": str(degrade),
+        "sigma": degrade.noise_level,
+        "strategy": settings.method.strategy,
+        "aux": [each.name for each in strategy.auxiliaries],
+        "seed": settings.training.seed,
+        "preset": settings.preset,
+    }
+    networks: Metrics = dict.fromkeys(("ip", "ip_parameters", "vr", "vr_parameters"))
+    for role in strategy.roles:
+        networks |= {
+            role.key: values[role.key],
+            f"{role.key}_parameters": count_parameters(strategy.networks[role.key]),
+        }
+    metrics = collect(said, data, strategy, engine.log.read(), evaluation)
+    for each in strategy.auxiliaries:
+        metrics |= each.baseline(data.test)
+    metrics |= networks | {
+        "backend": strategy.learners["ip"].optimizer.backend if strategy.trains_ip else None,  # type: ignore[attr-defined]
+        "device": experiment.device.type,
+        "seconds": round(engine.seconds, 1),
+    }
+    metrics = finite(metrics)
+    folder.write_metrics(metrics)
+    return metrics
+
+
+def draw(
+    data: ImageData, experiment: Experiment, engine: Engine, evaluation: Evaluation, folder: RunFolder, name: str
+) -> None:
+    """Writes ``panel.png`` (three test images: a badly, a typically and a well enhanced one) and ``gate.png``.
+
+    :raises RunError: a file cannot be written.
+    """
+    strategy, labels = experiment.strategy, data.test.labels
+    titled: dict[str, Any] = {"title": name, "source": data.source}
+
+    def diagnosis(row: int) -> str:
+        return "" if labels is None else f"{data.class_names[labels[row]]}, "
+
+    # An image of NaN is the worst one; where scores are equal, as at the cap, the order is that of the data set.
+    quality = evaluation.enhanced or evaluation.degraded
+    ranking = quality.psnr.nan_to_num(nan=-math.inf).argsort(stable=True)
+    chosen = {f"{percent}th percentile": int(ranking[percent * (len(ranking) - 1) // 100]) for percent in (10, 50, 90)}
+    rows = examples(strategy, data.test, experiment.crops.degrade, list(chosen.values()), device=experiment.device)
+    save_panel(
+        folder.panel,
+        clean=[each.clean[0] for each in rows],
+        degraded=[each.degraded[0] for each in rows],
+        enhanced=[each.enhanced[0] for each in rows if each.enhanced is not None] or None,
+        labels=[f"{diagnosis(row)}{where}" for where, row in chosen.items()],
+        **titled,
+    )
+    steps = engine.log.read()
+    gates = [each.name.removeprefix("gate") for each in strategy.measures if each.name.split("_")[0] == "gate"] or [""]
+    advised = strategy.trains_ip and strategy.uses_auxiliaries
+    for suffix in gates:
+        several = {"title": f"{name}, {suffix[1:]}"} if suffix else {}
+        save_gate(
+            folder.gate_of(suffix[1:]) if suffix else folder.gate,
+            step=steps["step"],
+            cosine=steps[f"cosine{suffix}"] if advised else None,
+            gate=steps[f"gate{suffix}"] if advised else None,
+            **titled | several,
+        )

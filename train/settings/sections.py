@@ -1,0 +1,376 @@
+"""What a run is: its typed settings, in sections that belong to the rooms that read them.
+
+Nothing here imports torch, so that ``python -m train.run --help`` answers at once.
+"""
+
+# ruff: noqa: RUF009 (`setting` makes a field, as dataclasses.field does)
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from models import IP, SEG, VR, Networks, Registry, UnknownNameError
+from train.errors import RunError
+from train.strategies import STRATEGIES, Strategy, strategy_class
+from train.strategies.auxiliary import AUXILIARIES
+from train.strategies.base import Gate, TrainOn
+
+NETWORKS: dict[str, Networks] = {"ip": IP, "vr": VR, "seg": SEG}
+"""The roles' keys, which are also their flags, and where their networks are looked up."""
+
+
+def flag(name: str) -> str:
+    """A setting's name as the command line spells it.
+
+    >>> flag("batch_size"), flag("ip_options")
+    ('--batch-size', '--ip')
+    """
+    return "--" + name.removesuffix("_options").replace("_", "-")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    concerns: str = "",
+    computes: bool = True,
+) -> Any:
+    """A field of a section.
+
+    :param help: what ``--help`` says.
+    :param least: the least value, of numbers.
+    :param above: what a value must exceed, of numbers.
+    :param concerns: the key of a role, or a name in ``Strategy.settings``: without it, the setting changes nothing.
+    :param computes: whether it decides what a run computes; else a run that goes on may have another value.
+    """
+    about = {"help": help, "least": least, "above": above, "concerns": concerns, "computes": computes}
+    return field(default=default, metadata=about)
+
+
+class Section:
+    """Refuses values out of range, when it is made."""
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):  # type: ignore[arg-type]
+            values = getattr(self, each.name)
+            for value in values if isinstance(values, tuple) else (values,):
+                _check(each.name, value, each.metadata.get("least"), each.metadata.get("above"))
+
+
+def _check(name: str, value: Any, least: float | None, above: float | None) -> None:
+    if (least is None and above is None) or value is None:
+        return
+    what = "a finite number" if isinstance(value, float) else ""
+    bound = f"at least {least:g}" if least is not None else f"above {above:g}"
+    fits = value >= least if least is not None else value > above
+    if not (math.isfinite(value) and fits):
+        phrase = bound if not what else f"{what}, {bound}" if least is not None else f"{what} {bound}"
+        raise RunError(f"{flag(name)} must be {phrase}, not {value}")
+
+
+def known(name: str, registry: Registry[Any], value: str) -> None:
+    """
+    :raises RunError: there is nothing of that name; the message lists what there is.
+    """
+    try:
+        registry[value]
+    except UnknownNameError as error:
+        raise RunError(f"{flag(name)}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Data(Section):
+    """The clean images."""
+
+    dataset: str = setting("covidct", "Data set.")
+    data_root: Path | None = setting(
+        None,
+        "Where the data set is. By default $GRADPROM_DATA and ./data are searched, then it is downloaded.",
+        computes=False,
+    )
+    source: Literal["auto", "real", "phantom"] = setting(
+        "auto",
+        "real: the data set or an error. phantom: generated images. auto: phantoms only where there is nothing real.",
+    )
+    size: int | None = setting(128, "Side of the square images, in pixels; None: images as they are.", least=1)
+    channels: Literal[1, 3] = setting(1, "1: gray images. 3: color.")
+
+
+@dataclass(frozen=True)
+class Degradation(Section):
+    """What IP has to undo."""
+
+    task: str = setting(
+        "denoise",
+        "What IP has to undo: denoise, sr2, sr4, or degradations with their arguments, joined by +, such as "
+        "poisson:30+blur:1.5. (--task list shows them all.)",
+    )
+    sigma: float = setting(0.1, "Standard deviation of the noise of task denoise, for images in [0, 1].", least=0)
+
+
+@dataclass(frozen=True)
+class Network(Section):
+    """IP. ``ip_options`` are those of the network's file; ``None`` becomes their defaults."""
+
+    ip: str = setting("srresnet", "Image processing network.", concerns="ip")
+    ip_options: Any = setting(None, "", concerns="ip")
+    ip_weights: Path | None = setting(
+        None, "First weights of IP: a safetensors file, such as weights.safetensors of a run.", concerns="ip"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _complete_options(self, "ip")
+
+
+@dataclass(frozen=True)
+class Auxiliary(Section):
+    """The VRs: one network per task."""
+
+    aux: str = setting("dia", "What VR does: dia (diagnosis), seg (segmentation), or dia,seg.", concerns="aux")
+    vr: str = setting("resnet18", "Diagnosis network.", concerns="vr")
+    vr_options: Any = setting(None, "", concerns="vr")
+    seg: str = setting("unet", "Segmentation network.", concerns="seg")
+    seg_options: Any = setting(None, "", concerns="seg")
+    vr_weights: Path | None = setting(
+        None, "First weights of the VRs: a safetensors file, such as weights.safetensors of a run.", concerns="aux"
+    )
+    aux_weight: tuple[float, ...] = setting(
+        (1e-3,),
+        "Weight lambda of the auxiliary loss (a cross-entropy near 0.7, beside a mean squared error near 0.002), or "
+        "one per auxiliary.",
+        least=0,
+        concerns="aux_weight",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("vr", "seg"):
+            _complete_options(self, key)
+        for name in self.names:
+            known("aux", AUXILIARIES, name)
+        if len(set(self.names)) != len(self.names):
+            raise RunError(f"--aux {self.aux}: an auxiliary is named twice")
+        if len(self.aux_weight) not in (1, len(self.names)):
+            raise RunError(
+                f"--aux-weight takes one number, or one for each of --aux {self.aux}, not {len(self.aux_weight)}"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The auxiliaries, in their order."""
+        return tuple(self.aux.split(","))
+
+
+def _complete_options(section: Section, key: str) -> None:
+    """
+    :raises RunError: the network does not exist, or the options are those of another one.
+    """
+    name, options = getattr(section, key), getattr(section, f"{key}_options")
+    known(key, NETWORKS[key], name)
+    kind = NETWORKS[key].options(name)
+    if options is None:
+        object.__setattr__(section, f"{key}_options", kind())
+    elif type(options) is not kind:
+        raise RunError(f"{flag(key)} {name} takes {kind.__name__}, not {type(options).__name__}")
+
+
+@dataclass(frozen=True)
+class Method(Section):
+    """How IP and VR are trained."""
+
+    strategy: str = setting("gradprom", "How IP and VR are trained.")
+    gate: Gate | None = setting(None, "Gate of strategy gradprom; the others fix their own.", concerns="gate")
+    pretrain_epochs: int = setting(
+        5,
+        "Passes over the clean images for VR before IP's training begins (strategy frozen only).",
+        least=0,
+        concerns="pretrain_epochs",
+    )
+    train_on: TrainOn = setting("degraded", "What VR alone is trained on (strategy vr-only only).", concerns="train_on")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known("strategy", STRATEGIES, self.strategy)
+        if self.gate is not None and not self.kind.gate_is_free:
+            free = ", ".join(name for name in STRATEGIES if strategy_class(name).gate_is_free)
+            raise RunError(f"--strategy {self.strategy} fixes its own gate; --gate {self.gate} goes with: {free}")
+
+    @property
+    def kind(self) -> type[Strategy]:
+        """The strategy's class."""
+        return strategy_class(self.strategy)
+
+
+@dataclass(frozen=True)
+class Training(Section):
+    """The course of the training."""
+
+    optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", "Update rule of all networks (sgd: momentum 0.9).")
+    lr: float = setting(
+        2e-3,
+        "Highest learning rate of IP: a linear rise over the first 3 per cent of the steps, then a cosine down to 0.",
+        above=0,
+        concerns="ip",
+    )
+    vr_lr: float = setting(1e-3, "Learning rate of VR, same course.", above=0, concerns="aux")
+    batch_size: int = setting(8, "Crops per step.", least=1)
+    crop: int = setting(64, "Side of the random crops IP and VR are trained on, in pixels.", least=1)
+    epochs: int = setting(8, "Passes over the training images.", least=1)
+    max_steps: int | None = setting(None, "Stop after so many steps, if the epochs have more.", least=1)
+    seed: int = setting(
+        0,
+        "Decides the networks' first weights, the order of the data, crops and training noise; never the test noise.",
+        least=0,
+    )
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "Where to compute; auto takes a GPU if there is one.", computes=False
+    )
+    num_workers: int = setting(
+        0, "Processes that prepare the batches; 0: the training process itself.", least=0, computes=False
+    )
+
+
+@dataclass(frozen=True)
+class Output(Section):
+    """What is kept and shown."""
+
+    out: Path | None = setting(
+        None,
+        "Run folder. By default runs/DATASET-TASK-STRATEGY-sSEED with what else differs from the preset, and a number "
+        "appended if that exists.",
+    )
+    resume: str | None = setting(
+        None,
+        "Continue the run in this folder, or the 'latest' one under runs/ (that has the settings given with it), bit "
+        "for bit, with its own settings.",
+        computes=False,
+    )
+    checkpoint_every: int = setting(100, "Steps between two checkpoints.", least=1, computes=False)
+    log_every: int = setting(
+        10,
+        "Steps between two looks at the device: the progress line and steps.csv are behind by as many.",
+        least=1,
+        computes=False,
+    )
+    tensorboard: bool = setting(False, "Also write TensorBoard events (pip install tensorboard).", computes=False)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Train an image processing network (IP) with a recognition network (VR) as its auxiliary.
+
+    :param preset: whose values stand where nothing else was said.
+    :raises RunError: a value is out of range or does not fit the others; the message names the flag.
+    """
+
+    preset: Literal["quick", "paper"] = "quick"
+    data: Data = field(default_factory=Data)
+    degradation: Degradation = field(default_factory=Degradation)
+    network: Network = field(default_factory=Network)
+    auxiliary: Auxiliary = field(default_factory=Auxiliary)
+    method: Method = field(default_factory=Method)
+    training: Training = field(default_factory=Training)
+    output: Output = field(default_factory=Output)
+
+    def __post_init__(self) -> None:
+        if self.data.size is not None and self.training.crop > self.data.size:
+            raise RunError(f"--crop {self.training.crop} does not fit into images of --size {self.data.size}")
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All settings by their names, without the preset's; options of networks as ``ip_options`` and so on."""
+        return {name: getattr(getattr(self, section), name) for name, section in SECTION_OF.items()}
+
+    def change(self, changes: Mapping[str, Any]) -> Settings:
+        """The settings with some of them changed.
+
+        :param changes: values by the settings' names; ``ip.blocks`` is an option of the chosen IP. A network that is
+            chosen anew begins with the options that the preset gives it.
+        :raises RunError: a value is out of range, or there is no such setting.
+        """
+        from train.settings.presets import preset_options
+
+        values, networks = self.values, self.values
+        plain = {name: value for name, value in changes.items() if "." not in name}
+        if unknown := sorted(set(plain) - set(values)):
+            raise RunError(f"there is no setting {', '.join(unknown)}")
+        values |= plain
+        for key, registry in NETWORKS.items():
+            known(key, registry, values[key])
+            kind = registry.options(values[key])
+            if values[key] != networks[key] and f"{key}_options" not in plain:
+                values[f"{key}_options"] = preset_options(self.preset, values[key], kind)
+            own = {name.removeprefix(f"{key}."): value for name, value in changes.items() if name.startswith(f"{key}.")}
+            if own:
+                values[f"{key}_options"] = change_options(key, values[key], values[f"{key}_options"], own)
+        return from_values(values, self.preset)
+
+    @property
+    def concerned(self) -> set[str]:
+        """The names of those settings that change something in a run with this strategy and these auxiliaries."""
+        kind = self.method.kind
+        about = set(kind.settings)
+        if kind.trains_ip:
+            about.add("ip")
+        if kind.uses_auxiliaries:
+            about |= {"aux", *(AUXILIARIES[name].role.key for name in self.auxiliary.names)}  # type: ignore[attr-defined]
+        return {name for name, each in FIELDS.items() if each.metadata["concerns"] in {"", *about}}
+
+    @property
+    def without_paths(self) -> Settings:
+        """The settings as they may be handed to other people: without names of folders (and thereby of users)."""
+        return self.change(dict.fromkeys(("data_root", "out", "resume", "ip_weights", "vr_weights")))
+
+
+def change_options(key: str, network: str, options: Any, own: Mapping[str, Any]) -> Any:
+    """Options of a network with some of them changed.
+
+    :param key: of the role, for the message.
+    :raises RunError: there is no such option, or its value is out of range.
+    """
+    names = [each.name for each in dataclasses.fields(options)]
+    if unknown := sorted(set(own) - set(names)):
+        has = f"it has {', '.join(names)}" if names else "it has none"
+        raise RunError(f"--{key}.{unknown[0].replace('_', '-')}: {network} has no such option; {has}")
+    try:
+        return dataclasses.replace(options, **own)
+    except (ValueError, TypeError) as error:
+        raise RunError(f"--{key}.{error}") from error
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "data": Data,
+    "degradation": Degradation,
+    "network": Network,
+    "auxiliary": Auxiliary,
+    "method": Method,
+    "training": Training,
+    "output": Output,
+}
+FIELDS: dict[str, dataclasses.Field[Any]] = {
+    each.name: each for section in SECTIONS.values() for each in dataclasses.fields(section)
+}
+"""Every setting, in the order of ``--help``."""
+SECTION_OF = {each.name: name for name, section in SECTIONS.items() for each in dataclasses.fields(section)}
+CHANGEABLE = {name for name, each in FIELDS.items() if not each.metadata["computes"]}
+"""What may change when a run is continued: where it runs and what it shows, but not what it computes."""
+
+
+def from_values(values: Mapping[str, Any], preset: Any) -> Settings:
+    """Settings of values by their names; the way back is :attr:`Settings.values`.
+
+    :raises RunError: a value is out of range.
+    """
+    made = {
+        section: kind(**{each.name: values[each.name] for each in dataclasses.fields(kind)})
+        for section, kind in SECTIONS.items()
+    }
+    return Settings(preset, **made)

@@ -1,0 +1,170 @@
+"""The tasks of VRs: what network an auxiliary needs, its loss, and what is measured of it. A new one is one class here.
+
+An auxiliary reads its target from a batch in training and from a subset in evaluation; it owns no network.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from models import SEG, VR, Networks
+from models.registry import Registry
+from train import losses
+from train.errors import RunError
+from train.evaluation.scores import Score, Scorer
+from train.strategies.base import Measure, Role
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from train.data.base import ImageData, Subset
+    from train.strategies.base import Batch
+
+AUXILIARIES: Registry[Auxiliary] = Registry("auxiliary")
+
+
+class Auxiliary(ABC):
+    """One task of a VR.
+
+    :cvar name: on the command line (``--aux``).
+    :cvar role: of its network.
+    :cvar networks: where its network is looked up.
+    :cvar measures: what is measured on every batch besides the loss.
+    :cvar scores: what is measured in the evaluation.
+    :cvar masks: whether it reads masks.
+    :param data: tells the number of classes.
+    :raises RunError: the data have not got what the task needs.
+    """
+
+    name: ClassVar[str]
+    role: ClassVar[Role]
+    networks: ClassVar[Networks]
+    measures: ClassVar[tuple[Measure, ...]]
+    scores: ClassVar[tuple[Score, ...]]
+    masks: ClassVar[bool] = False
+
+    @abstractmethod
+    def __init__(self, data: ImageData) -> None: ...
+
+    num_classes: int
+
+    @abstractmethod
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """``L_VR``, ``[]``."""
+
+    @abstractmethod
+    def measure(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The ``measures`` of a batch, ``[]`` each, without a graph."""
+
+    @abstractmethod
+    def scorer(self, subset: Subset) -> Scorer:
+        """A new scorer for images of ``subset``."""
+
+    def baseline(self, subset: Subset) -> dict[str, Any]:
+        """What an answer that ignores the image achieves, as further keys of ``metrics.json``."""
+        return {}
+
+
+@AUXILIARIES.register("dia")
+class Diagnosis(Auxiliary):
+    """Which class an image has: cross-entropy, and the share of right answers."""
+
+    name = "dia"
+    role = Role("diagnosis", "auxiliary", "vr")
+    networks = VR
+    measures = (Measure("accuracy"),)
+    scores = (Score("accuracy", "diagnosis right", ".1%"),)
+
+    def __init__(self, data: ImageData) -> None:
+        if data.train.labels is None or data.test.labels is None or data.num_classes < 2:
+            raise RunError(f"needs a diagnosis, and {data.name} has no two classes; use ip-only")
+        self.num_classes = data.num_classes
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        return losses.diagnosis_loss(output, batch.labels)
+
+    def measure(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        from train.evaluation.metrics import right
+
+        return {"accuracy": right(output, batch.labels).float().mean()}
+
+    def scorer(self, subset: Subset) -> Scorer:
+        return _Right(subset)
+
+    def baseline(self, subset: Subset) -> dict[str, Any]:
+        from train.evaluation.metrics import majority_share
+
+        return {"accuracy_majority": majority_share(subset.labels)}
+
+
+class _Right(Scorer):
+    def __init__(self, subset: Subset) -> None:
+        assert subset.labels is not None
+        self._labels = subset.labels
+        self._right = self._all = 0
+
+    def add(self, output: Tensor, index: Sequence[int]) -> None:
+        import torch
+
+        from train.evaluation.metrics import right
+
+        self._right += int(right(output, torch.tensor(self._labels[list(index)])).sum())
+        self._all += len(index)
+
+    def result(self) -> dict[str, float]:
+        return {"accuracy": self._right / self._all}
+
+
+@AUXILIARIES.register("seg")
+class Segmentation(Auxiliary):
+    """Which class every pixel has: cross-entropy plus Dice loss; mean Dice and mean intersection over union.
+
+    Both scores are those of the confusion matrix of all pixels of all images, averaged over the classes that occur in
+    the masks or in the answers, the background among them.
+    """
+
+    name = "seg"
+    role = Role("segmentation", "auxiliary", "seg")
+    networks = SEG
+    measures = (Measure("dice", "Dice", "{:.2f}"),)
+    scores = (Score("miou", "mIoU", ".3f"), Score("dice", "Dice", ".3f"))
+    masks = True
+
+    def __init__(self, data: ImageData) -> None:
+        if not all(each.has_masks for each in (data.train, data.test)) or data.num_mask_classes < 2:
+            raise RunError(f"needs masks for --aux seg, and {data.name} has none; use --aux dia or another data set")
+        self.num_classes = data.num_mask_classes
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        assert batch.masks is not None
+        return losses.segmentation_loss(output, batch.masks)
+
+    def measure(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        from train.evaluation.metrics import confusion, overlap
+
+        assert batch.masks is not None
+        return {"dice": overlap(confusion(output, batch.masks)).dice.float()}
+
+    def scorer(self, subset: Subset) -> Scorer:
+        return _Overlap(subset, self.num_classes)
+
+
+class _Overlap(Scorer):
+    def __init__(self, subset: Subset, num_classes: int) -> None:
+        import torch
+
+        self._subset = subset
+        self._counts = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
+
+    def add(self, output: Tensor, index: Sequence[int]) -> None:
+        from train.evaluation.metrics import confusion
+
+        self._counts += confusion(output, self._subset.masks_tensor(list(index)))
+
+    def result(self) -> dict[str, float]:
+        from train.evaluation.metrics import overlap
+
+        found = overlap(self._counts)
+        return {"miou": found.iou.item(), "dice": found.dice.item()}

@@ -1,0 +1,226 @@
+"""From settings to the objects of a run. What is below this room gets what it needs, and never the settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+import gradprom_ext as gp
+from train.data.base import ImageData
+from train.degradations import Degradation
+from train.errors import RunError
+from train.evaluation.evaluate import evaluate
+from train.seeds import stable_seed
+from train.settings.sections import NETWORKS, Settings
+from train.strategies import Strategy
+from train.strategies.auxiliary import AUXILIARIES, Auxiliary
+from train.strategies.base import Learner, Phase, Role, Terms
+from train.training.batches import Crops, Order
+from train.training.schedule import course
+from train.training.weights import load_weights
+
+# Update rules by name: IP's (one of ours), VR's (PyTorch's), and what both are given besides the learning rate.
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], type[torch.optim.Optimizer], dict[str, Any]]] = {
+    "adam": (gp.GradPromAdam, torch.optim.Adam, {}),
+    "adamw": (gp.GradPromAdamW, torch.optim.AdamW, {}),
+    "sgd": (gp.GradPromSGD, torch.optim.SGD, {"momentum": 0.9}),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an engine drives.
+
+    :param strategy: with its networks.
+    :param phases: of the strategy, in their order.
+    :param crops: the training examples.
+    :param batch_size: crops per iteration.
+    :param seed: of the run.
+    :param device: where to compute.
+    """
+
+    strategy: Strategy
+    phases: list[Phase]
+    crops: Crops
+    batch_size: int
+    seed: int
+    device: torch.device
+
+    def order(self, phase: Phase, start: int = 0) -> Order:
+        """The batches of a phase from iteration ``start`` on."""
+        return Order(
+            phase.name,
+            images=len(self.crops.subset),
+            batch_size=self.batch_size,
+            steps=phase.iterations,
+            seed=self.seed,
+            start=start,
+        )
+
+
+def build(settings: Settings, data: ImageData, degrade: Degradation, *, device: torch.device) -> Experiment:
+    """The objects of a run, its networks with fresh weights. What would fail in the run fails here, as :func:`rehearse`
+    has found.
+
+    :param degrade: what IP has to undo.
+    :raises RunError: the settings do not fit the data or each other; nothing is made.
+    """
+    per_epoch = len(data.train) // settings.training.batch_size
+    if not per_epoch:
+        raise RunError(
+            f"--batch-size {settings.training.batch_size} exceeds the {len(data.train)} training images of {data.name}"
+        )
+    for name, pixels in (("--crop", settings.training.crop), ("--size", settings.data.size)):
+        if pixels is not None and pixels % degrade.scale:
+            raise RunError(
+                f"{name} {pixels} is no multiple of {degrade.scale}, which --task {settings.degradation.task} needs"
+            )
+    for i in range(len(data.test)):
+        if any(side % degrade.scale for side in data.test.size(i)):
+            height, width = data.test.size(i)
+            raise RunError(
+                f"the test image {data.test.names[i]} has {height} x {width} px, no multiples of {degrade.scale}, "
+                f"which --task {settings.degradation.task} needs; give a --size"
+            )
+    strategy = build_strategy(settings, data)
+    crops = Crops(
+        data.train,
+        degrade,
+        crop=settings.training.crop,
+        seed=settings.training.seed,
+        masks=any(each.masks for each in strategy.auxiliaries),
+    )
+    experiment = Experiment(
+        strategy, strategy.phases(per_epoch), crops, settings.training.batch_size, settings.training.seed, device
+    )
+    equip = partial(build_learners, settings, data, strategy, experiment.phases, scale=degrade.scale, device=device)
+    strategy.equip(equip())
+    rehearse(experiment, settings, data)
+    strategy.equip(equip())
+    return experiment
+
+
+def build_strategy(settings: Settings, data: ImageData) -> Strategy:
+    """The strategy with its auxiliaries, and without networks.
+
+    :raises RunError: the strategy does not fit the data.
+    """
+    method, training, kind = settings.method, settings.training, settings.method.kind
+    auxiliaries: list[Auxiliary] = []
+    try:
+        if kind.uses_auxiliaries:
+            auxiliaries = [AUXILIARIES.build(name, data=data) for name in settings.auxiliary.names]
+    except RunError as error:
+        raise RunError(f"--strategy {method.strategy} {error}") from error
+    terms = Terms(training.epochs, training.max_steps, method.pretrain_epochs, method.train_on)
+    return kind(auxiliaries, terms)
+
+
+def build_learners(
+    settings: Settings,
+    data: ImageData,
+    strategy: Strategy,
+    phases: list[Phase],
+    *,
+    scale: int,
+    device: torch.device,
+) -> dict[str, Learner]:
+    """A network with fresh weights (which depend on the seed alone) and an optimizer for every role of ``strategy``.
+
+    :param scale: by what factor IP enlarges.
+    :raises RunError: an option does not fit the data, or a file of weights does not fit a network.
+    """
+    training = settings.training
+    ours, pytorchs, options = OPTIMIZERS[training.optimizer]
+    auxiliaries = {each.role.key: each for each in strategy.auxiliaries}
+    networks = {}
+    for role in strategy.roles:
+        # The stream of random numbers is that of the role: whatever else there is, its first weights are the same.
+        torch.manual_seed(stable_seed(role.key.upper(), training.seed))
+        networks[role.key] = build_network(settings, role, auxiliaries, channels=data.channels, scale=scale)
+    for name in ("ip_weights", "vr_weights"):
+        if (file := settings.values[name]) is not None:
+            keys = [role.key for role in strategy.roles if (role.kind == "main") == (name == "ip_weights")]
+            load_weights(file, {key: networks[key] for key in keys}, flag="--" + name.replace("_", "-"))
+    learners: dict[str, Learner] = {}
+    for role in strategy.roles:
+        network = networks[role.key]
+        network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer: torch.optim.Optimizer
+        if role.kind == "main":
+            weight = settings.auxiliary.aux_weight
+            gate: dict[str, Any] = {
+                "gate": settings.method.gate or strategy.gate,
+                "aux_weight": weight if len(weight) > 1 and strategy.auxiliaries else weight[0],
+            }
+            optimizer = ours(network.parameters(), lr=training.lr, **gate, **options)  # type: ignore[call-arg]
+        else:
+            optimizer = pytorchs(network.parameters(), lr=training.vr_lr, fused=True, **options)  # type: ignore[call-arg]
+        iterations = sum(phase.iterations for phase in phases if role.key in phase.moves)
+        learners[role.key] = Learner(network, optimizer, LambdaLR(optimizer, partial(course, iterations)))
+    return learners
+
+
+def build_network(
+    settings: Settings, role: Role, auxiliaries: Mapping[str, Auxiliary], *, channels: int, scale: int
+) -> nn.Module:
+    """The network of a role, with fresh weights from PyTorch's global generator.
+
+    :raises RunError: an option does not fit the data.
+    """
+    name, options = settings.values[role.key], settings.values[f"{role.key}_options"]
+    if role.kind == "main":
+        shape: dict[str, int] = {"channels": channels, "scale": scale}
+    else:
+        shape = {"channels": channels, "num_classes": auxiliaries[role.key].num_classes}
+    try:
+        return NETWORKS[role.key].build(name, options, **shape)
+    except ValueError as error:
+        raise RunError(f"--{role.key} {name}: {error}") from error
+
+
+def rehearse(experiment: Experiment, settings: Settings, data: ImageData) -> None:
+    """Takes the first step of each phase and evaluates one test image, or the smallest and the largest: what would fail
+    in a run fails here, before the run has a folder or has cost hours. All batches of a run have one shape, so one of
+    them tells for all.
+
+    Which settings fail depends on the networks: batch statistics of a single value (one crop that the strides of VR
+    reduce to one pixel), a kernel that is larger than what is left of a crop, an input of fixed size, too little
+    memory. No list of such rules would be complete; a trial is.
+
+    :param experiment: with networks for this purpose alone, as they and their optimizers are moved.
+    :raises RunError: a step or the evaluation fails; the message names the settings.
+    """
+    strategy, training = experiment.strategy, settings.training
+    by_size = sorted(range(len(data.test)), key=lambda i: math.prod(data.test.size(i)))
+    networks = " and ".join(f"--{role.key} {settings.values[role.key]}" for role in strategy.roles)
+    what, hint = "", ""
+    try:
+        for phase in experiment.phases:
+            what = (
+                f"a step with --batch-size {training.batch_size} and --crop {training.crop} "
+                f"(task {settings.degradation.task})"
+            )
+            hint = "a larger --batch-size or --crop"
+            strategy.enter(phase)
+            order = experiment.order(phase._replace(iterations=min(phase.iterations, 1)))
+            for keys in order:
+                strategy.update(strategy.losses(experiment.crops.__getitems__(keys).to(experiment.device)))
+        for place in (0,) if data.size else (by_size[0], by_size[-1]):
+            height, width = data.test.size(place)
+            what, hint = f"the evaluation of an image of {height} x {width} px", "another --size"
+            evaluate(strategy, data.test.take([place]), experiment.crops.degrade, device=experiment.device)
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
+            hint = "a smaller --batch-size or --crop"
+        raise RunError(
+            f"{what} does not work with {networks}: {reason}. Nothing was written; give {hint}, or other networks"
+        ) from error

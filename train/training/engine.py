@@ -1,0 +1,156 @@
+"""The training of one run, step by step, resumable bit for bit. The engine owns time; it knows no network by name."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import torch
+
+from train.errors import RunError
+from train.outputs.run_folder import RunFolder
+from train.seeds import stable_seed
+from train.strategies.base import Phase
+from train.training import checkpoint
+from train.training.batches import batches
+from train.training.build import Experiment
+from train.training.progress import Display, Stop
+from train.training.step_log import Row, StepLog
+
+
+class Cadence(NamedTuple):
+    """How often an engine looks up from its work, and who helps it.
+
+    :param log_every: steps between two looks at the device.
+    :param checkpoint_every: steps between two checkpoints.
+    :param num_workers: processes that prepare the batches; 0: this one.
+    """
+
+    log_every: int = 10
+    checkpoint_every: int = 100
+    num_workers: int = 0
+
+
+class Engine:
+    """One run, from its first step to its last.
+
+    :param experiment: what there is to train.
+    :param folder: where the step log and the checkpoints go; made by the caller.
+    :param begun: ``time.monotonic()`` when this process began with the run.
+    """
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, cadence: Cadence, *, begun: float) -> None:
+        self.experiment = experiment
+        self.strategy = experiment.strategy
+        self.cadence = cadence
+        self.log = StepLog(folder.steps, experiment.strategy.measures)
+        self.checkpoint = folder.checkpoint
+        self.step = 0
+        self._begun = begun
+
+    @property
+    def steps(self) -> int:
+        """Steps of all phases."""
+        return sum(phase.iterations for phase in self.experiment.phases)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far, in all processes that worked on it."""
+        return time.monotonic() - self._begun
+
+    def train(self, display: Display, stop: Stop) -> bool:
+        """Trains from the current step to the last, with a checkpoint now and then and one at the end.
+
+        :returns: whether the last step was reached; ``False`` if ``stop`` was requested before.
+        :raises RunError: the training has diverged, or a file cannot be written.
+        """
+        if self.step == 0:
+            torch.manual_seed(stable_seed("training", self.experiment.seed))  # whatever this process did before
+        before = 0
+        for phase in self.experiment.phases:
+            done = self.step - before
+            before += phase.iterations
+            if done < phase.iterations and not self._train_phase(phase, done, display, stop):
+                return False
+        return True
+
+    def _train_phase(self, phase: Phase, done: int, display: Display, stop: Stop) -> bool:
+        experiment, strategy, cadence = self.experiment, self.strategy, self.cadence
+        strategy.enter(phase)
+        order = experiment.order(phase, done)
+        with display.phase(phase.title, done, phase.iterations) as show:
+            for batch in batches(experiment.crops, order, num_workers=cadence.num_workers):
+                lr = strategy.lr
+                found = strategy.update(strategy.losses(batch.to(experiment.device)))
+                done += 1
+                self.step += 1
+                self.log.add(self.step, phase.name, found, lr)
+                stopping = stop.requested  # read once: it may change at any moment, and no stop without a checkpoint
+                due = stopping or done == phase.iterations
+                if due or self.step % cadence.log_every == 0:
+                    show(done, self._read_back())
+                if due or self.step % cadence.checkpoint_every == 0:
+                    self.save()
+                if stopping:
+                    return False
+        return True
+
+    def _read_back(self) -> Row:
+        row = self.log.flush()
+        losses = [each.name for each in self.strategy.measures if each.loss]
+        if lost := [name for name in losses if math.isnan(row.get(name, 0.0))]:
+            raise RunError(
+                f"the training has diverged: {' and '.join(lost)} stopped being finite before step {self.step} "
+                f"(see {self.log.path}); lower --lr, --vr-lr or --aux-weight"
+            )
+        return row
+
+    def save(self) -> None:
+        """Writes the checkpoint, and before it what ``steps.csv`` lacks.
+
+        :raises RunError: a file cannot be written.
+        """
+        self._read_back()
+        self.log.sync()  # the checkpoint reaches the disk at once, and must not be ahead of the step log there
+        checkpoint.save(
+            self.checkpoint,
+            {"step": self.step, "seconds": self.seconds, "random": _random_state()}
+            | {name: part.state_dict() for name, part in self._parts().items()},
+        )
+
+    def resume(self) -> None:
+        """Goes back to the checkpoint: what this engine does from here is what an uninterrupted run would have done.
+
+        :raises RunError: the checkpoint is damaged, or that of another run; the step log does not lead up to it.
+        """
+        state = checkpoint.load(self.checkpoint, self.experiment.device)
+        if missing := [name for name in ("step", "seconds", "random") if name not in state]:
+            raise RunError(f"the checkpoint {self.checkpoint} is none of a run: it has no {', '.join(missing)}")
+        checkpoint.restore(self.checkpoint, state, self._parts())
+        _set_random_state(state["random"])
+        self.step = state["step"]
+        self._begun -= state["seconds"]
+        self.log.truncate(self.step)
+
+    def _parts(self) -> dict[str, checkpoint.Part]:
+        return {
+            name: part
+            for key, learner in self.strategy.learners.items()
+            for name, part in (
+                (key, learner.network),
+                (f"{key}_optimizer", learner.optimizer),
+                (f"{key}_schedule", learner.schedule),
+            )
+        }
+
+
+def _random_state() -> dict[str, Any]:
+    # Data and noise have generators of their own; this is for networks that draw numbers (dropout).
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
