@@ -72,7 +72,7 @@ class About:
         :param facts: the fingerprint of the data.
         :raises RunError: a file of first weights cannot be read.
         """
-        digest = identity(settings, facts)
+        digest = identity(settings, facts, degradation=str(degrade))
         task = task_word(settings, degrade)
         return cls(run_name(settings, title=data.title, source=data.source, task=task, identity=digest), digest)
 

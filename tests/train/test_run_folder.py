@@ -258,7 +258,7 @@ class TestData:
     def test_real_data_do_not_turn_into_phantoms(self, real_run, capsys, monkeypatch):
         _, root = real_run
         shutil.rmtree(root)
-        monkeypatch.setattr("train.data.covidct.download", offline)
+        monkeypatch.setattr("train.data.sets.covidct.download", offline)
         assert main(["--resume", "run"]) == 2
         assert f"COVID-CT is not in {root}, data, and could not be downloaded" in capsys.readouterr().err
 

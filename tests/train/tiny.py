@@ -178,13 +178,14 @@ def name_of(**changes) -> str:
     from train.settings.naming import identity, run_name
 
     settings = config(**changes)
+    degrade = look_up(settings)
     data = DATASETS.build(settings.data.dataset).phantom(channels=settings.data.channels)
     return run_name(
         settings,
         title=data.title,
         source=data.source,
-        task=task_word(settings, look_up(settings)),
-        identity=identity(settings, fingerprint(data)),
+        task=task_word(settings, degrade),
+        identity=identity(settings, fingerprint(data), degradation=str(degrade)),
     )
 
 

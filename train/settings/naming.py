@@ -47,20 +47,21 @@ def _digest(name: str, path: Path) -> str:
         raise RunError(f"--{name.replace('_', '-')} {path} cannot be read: {reason(error)}") from error
 
 
-def identity(settings: Settings, data: Mapping[str, Any]) -> str:
+def identity(settings: Settings, data: Mapping[str, Any], *, degradation: str) -> str:
     """A digest of what a run computes: 16 hexadecimal digits, the same wherever and whenever the run is done.
 
     Settings that have their defaults are left out, so that one that is added later changes no identity.
 
     :param data: the fingerprint of the data (``data.json``).
+    :param degradation: with all its arguments (``gaussian:0.1``), however the task was written.
     :raises RunError: a file of weights cannot be read.
     """
     own = {
         name: value
         for name, value in computed(settings).items()
-        if name in _IN_FRONT or value != _default(name, settings)
+        if name not in ("task", "sigma") and (name in _IN_FRONT or value != _default(name, settings))
     }
-    content = json.dumps({"settings": own, "data": data}, sort_keys=True)
+    content = json.dumps({"settings": own, "degradation": degradation, "data": data}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
