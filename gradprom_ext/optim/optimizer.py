@@ -129,7 +129,8 @@ class GradPromOptimizer(torch.optim.Optimizer):
         self._work.forget_plan()
         for group in self.param_groups:
             for key, value in self.defaults.items():
-                group.setdefault(key, value)  # saved by torch.optim, or by an older version
+                if key != "differentiable":  # PyTorch's own addition to the defaults, of which nothing here knows
+                    group.setdefault(key, value)  # saved by torch.optim, or by an older version
             for param in group["params"]:
                 if param not in self.state:
                     continue

@@ -310,6 +310,14 @@ def test_skipped_steps_are_not_forgotten(backend, how):
     assert float(opt.skipped_steps) == 3
 
 
+def test_a_loaded_optimizer_has_the_keys_of_a_new_one():
+    opt = gp.GradPromAdam([torch.nn.Parameter(torch.ones(3))])
+    before = set(opt.param_groups[0])
+    opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    assert set(opt.param_groups[0]) == before
+    assert set(copy.deepcopy(opt).param_groups[0]) == before
+
+
 def test_loading_between_backward_and_step_keeps_the_gradients(backend):
     """As it keeps ``.grad``."""
     p = torch.nn.Parameter(torch.zeros(2))
