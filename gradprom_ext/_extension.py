@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -26,16 +27,26 @@ def extension() -> tuple[Any, str | None]:
     return _C, None
 
 
-def _same_objects(a: list[Any], b: list[Any]) -> bool:
-    return len(a) == len(b) and all(map(operator.is_, a, b))
+def _in_python() -> tuple[Callable[..., Any], ...]:
+    return (
+        lambda a, b: len(a) == len(b) and all(map(operator.is_, a, b)),
+        lambda params: [p.grad for p in params],
+    )
 
 
-def _grads_of(params: list[Tensor]) -> list[Tensor | None]:
-    return [p.grad for p in params]
+@functools.cache
+def _functions() -> tuple[Callable[..., Any], ...]:
+    """In C++ where that is built, because hundreds of tensors are compared at every step. Looked for at the first use:
+    loading the module takes longer than importing the rest of the package."""
+    module, _ = extension()
+    return _in_python() if module is None else (module.same_objects, module.grads_of)
 
 
-_module, _ = extension()
-#: ``same_objects(a, b)``: whether two lists hold the same objects. In C++, because hundreds are compared at every step.
-same_objects = _module.same_objects if _module is not None else _same_objects
-#: ``grads_of(params)``: the list of their ``.grad``.
-grads_of = _module.grads_of if _module is not None else _grads_of
+def same_objects(a: list[Any], b: list[Any]) -> bool:
+    """Whether two lists hold the same objects."""
+    return _functions()[0](a, b)
+
+
+def grads_of(params: list[Tensor]) -> list[Tensor | None]:
+    """The list of their ``.grad``."""
+    return _functions()[1](params)

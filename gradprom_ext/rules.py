@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, ClassVar
@@ -45,7 +46,6 @@ class Hyper:
         return self if lr is self.lr else replace(self, lr=lr)
 
 
-@dataclass(frozen=True)
 class Rule(ABC):
     """An update rule: its numbers, its states, and what it does to an element. The kernels know it by its name.
 
@@ -53,7 +53,15 @@ class Rule(ABC):
     """
 
     name: ClassVar[str]
-    master_weights: bool = False
+
+    def __init__(self, *, master_weights: bool = False) -> None:
+        self.master_weights = master_weights
+
+    def with_masters(self, master_weights: bool) -> Rule:
+        """The same rule, with or without them."""
+        other = copy(self)
+        other.master_weights = master_weights
+        return other
 
     @abstractmethod
     def numbers(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -116,7 +124,6 @@ def _lr(number: Any) -> float | Tensor:
     return number if isinstance(number, Tensor) else float(number)
 
 
-@dataclass(frozen=True)
 class Sgd(Rule):
     """``torch.optim.SGD``."""
 
@@ -155,7 +162,6 @@ class Sgd(Rule):
 _SGD_NUMBERS = itemgetter("lr", "weight_decay", "maximize", "momentum", "dampening", "nesterov")
 
 
-@dataclass(frozen=True)
 class Adam(Rule):
     """``torch.optim.Adam``.
 
@@ -163,7 +169,10 @@ class Adam(Rule):
     """
 
     name = "adam"
-    decoupled: bool = False
+
+    def __init__(self, *, decoupled: bool = False, master_weights: bool = False) -> None:
+        super().__init__(master_weights=master_weights)
+        self.decoupled = decoupled
 
     def numbers(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
         return (*_ADAM_NUMBERS(group), *group["betas"])

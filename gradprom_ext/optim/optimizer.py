@@ -25,7 +25,6 @@ from .capture import Capture, Freshness, back_propagate, check_owners, in_order_
 __all__ = ["GradPromOptimizer"]
 
 
-@dataclasses.dataclass(eq=False)
 class Workspace:
     """Everything about an optimizer that changes from step to step, in one object.
 
@@ -33,18 +32,19 @@ class Workspace:
     attributes on to the optimizer, so that an attribute which a method *sets* would stay in the wrapper, unseen.
     """
 
-    config: StepConfig
-    skipped_steps: Tensor
-    stats: GateStats | None = None
-    aux_grads: list[list[Tensor | None]] = dataclasses.field(default_factory=list)
-    aux_params: list[Tensor] = dataclasses.field(default_factory=list)  #: in whose order they are
-    capture: Capture | None = None  #: what `backward` left; None where the user assigned aux_grads
-    backward_calls: int = 0
-    warned_of_writing: bool = False
-    stepper: Stepper | None = None
-    states: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    numbers: list[Any] = dataclasses.field(default_factory=list)  #: of all groups, at the last step
-    hypers: list[rules.Hyper] = dataclasses.field(default_factory=list)  #: made from them
+    def __init__(self, config: StepConfig, skipped_steps: Tensor) -> None:
+        self.config = config
+        self.skipped_steps = skipped_steps
+        self.stats: GateStats | None = None
+        self.aux_grads: list[list[Tensor | None]] = []
+        self.aux_params: list[Tensor] = []  # in whose order they are
+        self.capture: Capture | None = None  # what `backward` left; None where the user assigned aux_grads
+        self.backward_calls = 0
+        self.warned_of_writing = False
+        self.stepper: Stepper | None = None
+        self.states: list[dict[str, Any]] = []
+        self.numbers: list[Any] = []  # of all groups, at the last step
+        self.hypers: list[rules.Hyper] = []  # made from them
 
     def drop_aux(self) -> None:
         self.aux_grads, self.capture = [], None
@@ -76,7 +76,7 @@ class GradPromOptimizer(torch.optim.Optimizer):
         master_weights: bool,
     ) -> None:
         self._capturable = capturable
-        self._rule = dataclasses.replace(self._rule, master_weights=master_weights)
+        self._rule = self._rule.with_masters(master_weights)
         self._work = Workspace(StepConfig.make(**settings), torch.zeros((), dtype=torch.float64))
         super().__init__(params, defaults)
         register(self)
