@@ -105,9 +105,6 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "tensor_path", [](py::handle tensor) { return TensorReader::instance().path(tensor.ptr()); }, py::arg("tensor"),
       "How a tensor of this class is read: 'exchange' (DLPack C API) or 'attributes'.");
-  m.def(
-      "allow_exchange", [](bool allowed) { TensorReader::instance().allow_exchange(allowed); }, py::arg("allowed"),
-      "For tests: False makes every read go through Python attributes.");
   m.def("grads_of", &grads_of, py::arg("params"), "[p.grad for p in params]");
   m.def("same_objects", &same_objects, py::arg("a"), py::arg("b"), "Whether two lists hold the same objects.");
   m.def("moment_names", &moment_names, py::arg("rule"), "Names of the moments that a rule may have.");

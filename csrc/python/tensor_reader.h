@@ -59,7 +59,6 @@ class TensorReader {
 
   // How tensors of this class are read: "exchange" or "attributes".
   const char* path(PyObject* object) { return class_of(object).api != nullptr ? "exchange" : "attributes"; }
-  void allow_exchange(bool allowed);
 
  private:
   // What is known of a Python class: torch.Tensor, torch.nn.Parameter and a user's subclass are asked once each.
@@ -80,6 +79,7 @@ class TensorReader {
     return meet(object);
   }
   const Class& meet(PyObject* object);
+  static bool exchange_allowed();
   void look_for_methods();
   static Problem read_exchange(const DLPackExchangeAPI& api, PyObject* object, Tensor& out);
   Problem read_attributes(PyObject* object, Tensor& out);
@@ -88,9 +88,9 @@ class TensorReader {
   [[noreturn]] static void throw_negated(const std::string& name);
 
   std::vector<Class> classes_;
-  bool exchange_allowed_ = true;
-  PyMethodDef* is_neg_ = nullptr;  // torch.Tensor.is_neg as the C function that it is
-  PyGetSetDef* grad_ = nullptr;    // torch.Tensor.grad, likewise
+  const bool exchange_allowed_ = exchange_allowed();  // GRADPROM_TENSORS=attributes forbids it, for tests
+  PyMethodDef* is_neg_ = nullptr;                     // torch.Tensor.is_neg as the C function that it is
+  PyGetSetDef* grad_ = nullptr;                       // torch.Tensor.grad, likewise
   bool looked_for_methods_ = false;
   std::vector<int64_t> shape_, strides_;  // of the last tensor that was read through its attributes
 };

@@ -13,8 +13,6 @@ import torch
 import gradprom_ext as gp
 from gradprom_ext import backends, doctor
 
-from .problems import bits, problem
-
 ROOT = Path(__file__).resolve().parents[2]
 needs_kernels = pytest.mark.skipif("cpu" not in gp.available_backends(), reason="the compiled module is not built")
 
@@ -41,8 +39,7 @@ def test_auto_takes_the_kernels_for_host_memory():
 
 STEP = """
 import torch, gradprom_ext as gp
-from tests.gradprom_ext.test_gate import problem
-from tests.gradprom_ext.test_semantics import bits
+from tests.gradprom_ext.problems import bits, problem
 params, main, aux = problem(2, seed=0, shapes=[(257, 3), (20_011,), (5,)])
 opt = gp.GradPromAdamW([torch.nn.Parameter(p) for p in params], lr=0.1, gate="always", backend="cpu")
 for p, g in zip(opt.param_groups[0]["params"], main): p.grad = g
@@ -70,21 +67,20 @@ def test_every_instruction_set_computes_the_same(isa, tmp_path):
 @needs_kernels
 def test_reading_tensors_by_attributes_gives_the_same_bits():
     """Where a PyTorch lacks the DLPack exchange API, pointers and layouts come from Python attributes."""
-    extension = backends.extension()[0]
-    outcomes = []
-    for allowed in (True, False):
-        extension.allow_exchange(allowed)
-        try:
-            assert extension.tensor_path(torch.empty(0)) == ("exchange" if allowed else "attributes")
-            params, main, aux = problem(1, seed=0)
-            params.append(torch.zeros(4, 6).t())
-            main.append(torch.ones(6, 4))
-            aux[0].append(torch.ones(6, 4, dtype=torch.bfloat16))
-            gp.gradprom_(params, main, aux, gate="always", backend="cpu")
-            outcomes.append([bits(p) for p in params])
-        finally:
-            extension.allow_exchange(True)
-    assert outcomes[0] == outcomes[1]
+    code = STEP + (
+        "t = torch.zeros(4, 6).t()\n"
+        "half = torch.ones(6, 4, dtype=torch.bfloat16)\n"
+        "gp.gradprom_([t], [torch.ones(6, 4)], [half], gate='always', backend='cpu')\n"
+        "print(gp.backends.extension()[0].tensor_path(torch.empty(0)), t.sum().item())\n"
+        "print(bits(out).hex())\n"
+    )
+    by_exchange, by_attributes = (
+        python(code, **env).split("\n", 1) for env in ({}, {"GRADPROM_TENSORS": "attributes"})
+    )
+    assert by_exchange[0].startswith("exchange ")
+    assert by_attributes[0].startswith("attributes ")
+    assert by_exchange[0].split()[1] == by_attributes[0].split()[1]
+    assert by_exchange[1] == by_attributes[1]
 
 
 @needs_kernels
