@@ -42,8 +42,10 @@ def short_name(mangled: str) -> str:
 
 def compile_source(nvcc: str, source: str, arch: str, target: Path) -> str:
     """Compiles for one architecture and returns what ptxas reported."""
-    command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", f"-gencode=arch=compute_{arch},code=sm_{arch}",
-               f'-DGRADPROM_CUDA_ARCHITECTURES="{arch}-real"', "-Xptxas=-v", "-c", str(ROOT / "csrc" / "cuda" / source), "-o", str(target)]  # fmt: skip
+    command = [
+        nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Xptxas=-v",
+        f'-DGRADPROM_CUDA_ARCHITECTURES="{arch}-real"', "-c", str(ROOT / "csrc" / "cuda" / source), "-o", str(target),
+    ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode != 0:
         sys.exit(run.stderr)
