@@ -161,7 +161,9 @@ def _check_remedy(degrade: Degradation, clean: torch.Tensor, degraded: torch.Ten
         shown = degraded.repeat_interleave(degrade.scale, 2).repeat_interleave(degrade.scale, 3)
     assert (psnr(restored, clean) > psnr(shown, clean)).all(), "the remedy does not restore"
     key = repr(degrade.remedy_settings)
-    assert all(repr(value) in key for value in vars(degrade).values() if isinstance(value, float))
+    for name, value in vars(degrade).items():
+        if isinstance(value, float):
+            assert repr(value) in key, f"remedy_settings lacks {name}, and a cache of scores is keyed by it"
 
 
 def psnr(images: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:

@@ -100,8 +100,9 @@ class Degradation(ABC):
 
     @property
     def remedy_settings(self) -> Mapping[str, Any]:
-        """JSON-able facts that :meth:`restore` depends on besides the pixels: a key for a cache of its results."""
-        return {}
+        """JSON-able facts that :meth:`restore` depends on besides the pixels: a key for a cache of its results. The
+        arguments of the degradation, unless there is more to say."""
+        return dict(vars(self))
 
     @property
     def noise_level(self) -> float | None:
