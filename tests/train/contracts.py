@@ -232,11 +232,22 @@ def _check_answers(registry: Networks, network: nn.Module, channels: int, scale:
 LR = 1e-2
 WEIGHTS = {"dia": 0.7, "seg": 0.3}
 GATES: dict[str, Callable[[float], float]] = {
+    "hard": lambda cosine: float(cosine >= 0),
+    "soft": lambda cosine: max(0.0, cosine),
     "always": lambda cosine: 1.0,
     "never": lambda cosine: 0.0,
-    "hard": lambda cosine: 1.0 if cosine >= 0 else 0.0,
-    "soft": lambda cosine: max(0.0, cosine),
+    "project": lambda cosine: 1.0,
 }
+
+
+def added(gate: str, main: list[torch.Tensor], aux: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What a gate lets through of an auxiliary gradient, before its weight: the gradient, or, where it is projected,
+    its part that does not point against the main one."""
+    dot = torch.dot(_flat(main), _flat(aux))
+    if gate != "project" or dot >= 0:
+        return list(aux)
+    along = dot / torch.dot(_flat(main), _flat(main))
+    return [a - along * m for a, m in zip(aux, main, strict=True)]
 
 
 def batches(n: int) -> list[Batch]:
@@ -363,7 +374,8 @@ def _check_definition(name: str, auxiliaries: Sequence[str], terms: Terms | None
                     gates.append(gate)
                     assert found[f"cosine{suffix}"].item() == pytest.approx(cosine, abs=1e-6)
                     assert found[f"gate{suffix}"].item() == pytest.approx(gate, abs=1e-6)
-                    combined = [c + gate * WEIGHTS[each] * a for c, a in zip(combined, aux, strict=True)]
+                    through = added(strategy.gate, main, aux)
+                    combined = [c + gate * WEIGHTS[each] * a for c, a in zip(combined, through, strict=True)]
                 for p, g in zip(phi, grads, strict=True):
                     p.grad = g
             if with_ip:
