@@ -151,6 +151,12 @@ constexpr void fill_updates(Blocks<T>& b, Rule rule) {
   row[5] = &Isa::template update<T, R, S, 5>;
 }
 
+template <class Isa, class T, class R, int S = R::kFewestStates>
+constexpr void fill_rule(Blocks<T>& b, Rule rule) {
+  fill_updates<Isa, T, R, S>(b, rule);
+  if constexpr (S < R::kStates) fill_rule<Isa, T, R, S + 1>(b, rule);
+}
+
 template <class Isa, class T, class Storage>
 constexpr void fill_conversions(Blocks<T>& b, DType dtype) {
   b.load[static_cast<int>(dtype)] = &Isa::template load<Storage, T>;
@@ -165,10 +171,9 @@ constexpr Blocks<T> make_blocks() {
   b.gram[2] = &Isa::template gram<T, 3>;
   b.gram[3] = &Isa::template gram<T, 4>;
   b.gram[4] = &Isa::template gram<T, 5>;
-  fill_updates<Isa, T, Sgd<T>, 0>(b, Rule::kSgd);
-  fill_updates<Isa, T, Sgd<T>, 1>(b, Rule::kSgd);
-  fill_updates<Isa, T, Adam<T>, 2>(b, Rule::kAdam);
-  fill_updates<Isa, T, Adam<T>, 3>(b, Rule::kAdam);
+#define GP_FILL(enumerator, name, type) fill_rule<Isa, T, type<T>>(b, Rule::enumerator);
+  GP_RULES(GP_FILL)
+#undef GP_FILL
   b.follow[static_cast<int>(DType::kF16)] = &Isa::template follow<f16, T>;
   b.follow[static_cast<int>(DType::kBF16)] = &Isa::template follow<bf16, T>;
   fill_conversions<Isa, T, float>(b, DType::kF32);

@@ -12,7 +12,7 @@ struct UpdateRun {
   T* states[kMaxStates];
   const T* grads[kMaxGrads];  // only those whose weight is not zero
   T weights[kMaxGrads];
-  const void* rule;  // the prepared Sgd<T> or Adam<T>
+  const void* rule;  // prepared, of the rule's type
 };
 
 template <class T>
@@ -21,7 +21,7 @@ struct Blocks {
   void (*gram[kMaxGrads])(const T* const* g, int64_t n, double* out);
   // update[rule][s][m](run, n): one optimizer step with s state tensors and the combination of m gradients; null where
   // the rule never has s.
-  void (*update[2][kMaxStates + 1][kMaxGrads + 1])(const UpdateRun<T>& run, int64_t n);
+  void (*update[kRules][kMaxStates + 1][kMaxGrads + 1])(const UpdateRun<T>& run, int64_t n);
   // load[dtype](src, stride, n, dst), store[dtype](src, n, dst, stride): to and from the arithmetic type.
   void (*load[4])(const void* src, int64_t stride, int64_t n, T* dst);
   void (*store[4])(const T* src, int64_t n, void* dst, int64_t stride);

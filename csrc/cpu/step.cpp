@@ -193,8 +193,9 @@ struct Prepared {
 
 template <class T>
 struct PreparedRules {
-  Prepared<Sgd<T>> sgd;
-  Prepared<Adam<T>> adam;
+#define GP_FIELD(enumerator, name, type) Prepared<type<T>> enumerator;
+  GP_RULES(GP_FIELD)
+#undef GP_FIELD
 };
 
 template <class T>
@@ -206,10 +207,13 @@ void update_chunk(const StepPlan& plan, const Entry& entry, const Chunk& chunk, 
   const double steps_before = entry.step != nullptr ? static_cast<double>(*entry.step) : 0.0;
 
   UpdateRun<T> run{};
-  if (plan.rule == Rule::kSgd) {
-    run.rule = &prepared.sgd.get(hyper, steps_before);
-  } else {
-    run.rule = &prepared.adam.get(hyper, steps_before);
+  switch (plan.rule) {
+#define GP_CASE(enumerator, name, type)                       \
+  case Rule::enumerator:                                      \
+    run.rule = &prepared.enumerator.get(hyper, steps_before); \
+    break;
+    GP_RULES(GP_CASE)
+#undef GP_CASE
   }
 
   const Operand* open[kMaxGrads];

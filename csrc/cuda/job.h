@@ -1,6 +1,7 @@
 // What the host side of the CUDA scheduler and its kernel agree upon: one step as plain data in device memory.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -69,10 +70,11 @@ union Prepared {
   F single;
   D wide;
 };
-using PreparedSgd = Prepared<Sgd<float>, Sgd<double>>;
-using PreparedAdam = Prepared<Adam<float>, Adam<double>>;
-inline constexpr size_t kPreparedBytes = sizeof(PreparedAdam) > sizeof(PreparedSgd) ? sizeof(PreparedAdam)
-                                                                                    : sizeof(PreparedSgd);
+template <Rule R>
+using PreparedOf = Prepared<RuleOf<R, float>, RuleOf<R, double>>;
+#define GP_BYTES(enumerator, name, type) sizeof(PreparedOf<Rule::enumerator>),
+inline constexpr size_t kPreparedBytes = std::max({GP_RULES(GP_BYTES)});
+#undef GP_BYTES
 
 // Parts of a step. A cooperative launch runs several with a grid barrier in between; otherwise each is a launch.
 enum Stage : uint32_t {
@@ -122,7 +124,12 @@ static_assert(sizeof(Share) == sizeof(int64_t) + 2 * sizeof(int32_t));
 using Kernel = void (*)(Job);
 
 // The kernel of a rule for `num_grads` gradients. Gram matrices are the same in all.
-Kernel sgd_kernel(int num_grads);
-Kernel adam_kernel(int num_grads);
+template <Rule R>
+Kernel rule_kernel(int num_grads);
+#define GP_DECLARE(enumerator, name, type) \
+  template <>                              \
+  Kernel rule_kernel<Rule::enumerator>(int num_grads);
+GP_RULES(GP_DECLARE)
+#undef GP_DECLARE
 
 }  // namespace gradprom::cuda

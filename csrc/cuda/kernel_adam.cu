@@ -2,6 +2,9 @@
 
 namespace gradprom::cuda {
 
-Kernel adam_kernel(int num_grads) { return kernel_for<Rule::kAdam>(num_grads); }
+template <>
+Kernel rule_kernel<Rule::kAdam>(int num_grads) {
+  return kernel_for<Rule::kAdam>(num_grads);
+}
 
 }  // namespace gradprom::cuda

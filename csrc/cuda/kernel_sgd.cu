@@ -2,6 +2,9 @@
 
 namespace gradprom::cuda {
 
-Kernel sgd_kernel(int num_grads) { return kernel_for<Rule::kSgd>(num_grads); }
+template <>
+Kernel rule_kernel<Rule::kSgd>(int num_grads) {
+  return kernel_for<Rule::kSgd>(num_grads);
+}
 
 }  // namespace gradprom::cuda

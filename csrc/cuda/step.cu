@@ -69,10 +69,26 @@ __global__ void upload_kernel(uint4* out, int count, const __grid_constant__ Pay
   }
 }
 
-const char* name_of(Rule rule) { return rule == Rule::kSgd ? "SGD step kernel" : "Adam step kernel"; }
+const char* name_of(Rule rule) {
+  switch (rule) {
+#define GP_CASE(enumerator, name, type) \
+  case Rule::enumerator:                \
+    return name " step kernel";
+    GP_RULES(GP_CASE)
+#undef GP_CASE
+  }
+  return "step kernel";
+}
 
 Kernel kernel_of(Rule rule, int num_grads) {
-  return rule == Rule::kSgd ? sgd_kernel(num_grads) : adam_kernel(num_grads);
+  switch (rule) {
+#define GP_CASE(enumerator, name, type) \
+  case Rule::enumerator:                \
+    return rule_kernel<Rule::enumerator>(num_grads);
+    GP_RULES(GP_CASE)
+#undef GP_CASE
+  }
+  return nullptr;
 }
 
 // What a kernel can have on a device: asked once, because it takes longer than a launch.

@@ -1,17 +1,11 @@
 // Phase 2: the update of a block's share, walked backwards.
 #pragma once
 
-#include <type_traits>
-
 #include "cuda/pack.cuh"
 
 namespace gradprom::cuda {
 namespace {
 
-template <Rule R, class T>
-using RuleOf = std::conditional_t<R == Rule::kSgd, Sgd<T>, Adam<T>>;
-template <Rule R>
-using PreparedOf = Prepared<RuleOf<R, float>, RuleOf<R, double>>;
 template <Rule R>
 constexpr int kStatesOf = RuleOf<R, float>::kStates;
 

@@ -9,7 +9,20 @@
 
 namespace gradprom {
 
-enum class Rule : int32_t { kSgd, kAdam };
+// The one list of rules: enumerator, name, type. The enum, its binding and the tables of both schedulers are made from
+// it.
+#define GP_RULES(X)   \
+  X(kSgd, "sgd", Sgd) \
+  X(kAdam, "adam", Adam)
+
+enum class Rule : int32_t {
+#define GP_ENUMERATOR(enumerator, name, type) enumerator,
+  GP_RULES(GP_ENUMERATOR)
+#undef GP_ENUMERATOR
+};
+#define GP_ONE(enumerator, name, type) +1
+inline constexpr int kRules = GP_RULES(GP_ONE);
+#undef GP_ONE
 
 // Hyper-parameters of one parameter group beside its learning rate, named as in torch.optim: the one list of them. The
 // struct below, the binding's keyword arguments and the check of its size are made from it.
@@ -39,6 +52,7 @@ struct Hyper {
 
 template <class T>
 struct Sgd {
+  static constexpr int kFewestStates = 0;
   static constexpr int kStates = 1;
   static constexpr const char* kStateNames[kStates] = {"momentum_buffer"};
   static int num_states(const Hyper& h) { return h.momentum != 0.0 ? 1 : 0; }
@@ -75,6 +89,7 @@ struct Sgd {
 
 template <class T>
 struct Adam {
+  static constexpr int kFewestStates = 2;
   static constexpr int kStates = 3;
   static constexpr const char* kStateNames[kStates] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
   static int num_states(const Hyper& h) { return h.amsgrad ? 3 : 2; }
@@ -116,10 +131,30 @@ struct Adam {
   }
 };
 
+template <Rule R, class T>
+struct RuleType;
+#define GP_TYPE(enumerator, name, type)                               \
+  template <class T>                                                  \
+  struct RuleType<Rule::enumerator, T> {                              \
+    static_assert(type<T>::kStates <= kMaxStates, "too many states"); \
+    using Type = type<T>;                                             \
+  };
+GP_RULES(GP_TYPE)
+#undef GP_TYPE
+template <Rule R, class T>
+using RuleOf = typename RuleType<R, T>::Type;
+
 // Calls `body` with a value of the rule's type, for what does not depend on the numbers in it.
 template <class T, class Body>
 auto with_rule(Rule rule, Body&& body) {
-  return rule == Rule::kSgd ? body(Sgd<T>{}) : body(Adam<T>{});
+  switch (rule) {
+#define GP_CASE(enumerator, name, type) \
+  case Rule::enumerator:                \
+    return body(type<T>{});
+    GP_RULES(GP_CASE)
+#undef GP_CASE
+  }
+  return body(RuleOf<Rule{}, T>{});  // not reached
 }
 
 }  // namespace gradprom

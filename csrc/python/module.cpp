@@ -109,7 +109,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("same_objects", &same_objects, py::arg("a"), py::arg("b"), "Whether two lists hold the same objects.");
   m.def("moment_names", &moment_names, py::arg("rule"), "Names of the moments that a rule may have.");
 
-  py::enum_<Rule>(m, "Rule").value("sgd", Rule::kSgd).value("adam", Rule::kAdam);
+  py::enum_<Rule>(m, "Rule")
+#define GP_VALUE(enumerator, name, type) .value(name, Rule::enumerator)
+      GP_RULES(GP_VALUE)
+#undef GP_VALUE
+          ;
   py::enum_<Gate>(m, "Gate")
 #define GP_VALUE(name, text) .value(text, Gate::name)
       GP_GATES(GP_VALUE)
