@@ -16,6 +16,8 @@ def target(request: pytest.FixtureRequest) -> str:
     """Name of the target, as the test's id shows it."""
     if request.param == "triton-interpreter" and request.node.get_closest_marker("slow_in_interpreter"):
         pytest.skip("minutes in Triton's interpreter; test_triton.py has a smaller one")
+    if request.param == "gpu-triton" and request.node.get_closest_marker("every_type"):
+        pytest.skip("Triton compiles a kernel for each combination of types; its interpreter goes through all of them")
     if request.param.startswith(("mirror-", "gpu-")) and request.node.get_closest_marker("not_mirrored"):
         pytest.skip("a mirror copies memory, and this is about tensors without")
     return request.param

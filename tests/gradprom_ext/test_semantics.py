@@ -33,6 +33,7 @@ def test_one_cosine_over_all_groups_and_dtypes(backend):
     assert b.tolist() == [-0.5] * 3
 
 
+@pytest.mark.every_type
 def test_every_pair_of_dtypes(backend):
     """Any parameter dtype with any gradient dtypes; the result is the exact one rounded to the parameter's dtype."""
     for p_dtype, m_dtype, a_dtype in itertools.product(FLOATS, FLOATS, FLOATS):
