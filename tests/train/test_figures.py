@@ -167,6 +167,19 @@ class TestGate:
             box = axes.get_tightbbox()
             assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
 
+    def test_the_longest_name_of_a_run_is_whole(self, tmp_path: Path, drawn: list) -> None:
+        long = "folder-CAMUS-512-poisson30+blur1.5-gradprom-dia+seg-lambda0.001+0.01-gateproject-max-steps1200-s12, seg"
+        for name in (long, "short"):
+            save_gate(tmp_path / "g.png", step=range(3), cosine=[0.1] * 3, gate=[1] * 3, title=name, source="real")
+            save_panel(tmp_path / "p.png", **batch(), title=name, source="real")
+        sizes = []
+        for figure in drawn:
+            title = figure.texts[0]
+            sizes.append(title.get_fontsize())
+            assert title.get_window_extent().x1 <= figure.bbox.x1
+        assert sizes[2:] == [11.5, 11.5], "a name that fits keeps its size"
+        assert min(sizes) >= 6
+
     def test_lengths_must_agree(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="3 steps"):
             save_gate(tmp_path / "g.png", step=range(3), cosine=[0.1], gate=[1], title="t", source="real")

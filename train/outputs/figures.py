@@ -244,7 +244,11 @@ def _figure(width: float, height: float) -> Figure:
 def _title(figure: Figure, title: str, source: str, *, left: float) -> None:
     """Two lines at the top: the title, and what data it is about. ``left`` in inches."""
     width, height = figure.get_size_inches()
-    figure.text(left / width, 1 - 0.13 / height, printable(title), fontsize=11.5, fontweight="bold", va="top")
+    shown = figure.text(left / width, 1 - 0.13 / height, printable(title), fontsize=11.5, fontweight="bold", va="top")
+    # Names of runs say all that is not usual: one that is longer than the picture is wide becomes smaller.
+    room, needed = figure.bbox.x1 * (1 - left / width) - figure.dpi * 0.1, shown.get_window_extent().width
+    if needed > room:
+        shown.set_fontsize(shown.get_fontsize() * room / needed)
     phantom = source == "phantom"
     figure.text(
         left / width,
