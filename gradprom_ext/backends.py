@@ -16,9 +16,8 @@ import torch
 
 from ._extension import extension
 from .compiled_plan import CompiledPlan
-from .plan import PlanBase, PlanSpec
+from .plan import MAX_AUX, PlanBase, PlanSpec
 from .reference import ReferencePlan
-from .triton_plan import MAX_AUX, TritonPlan
 
 __all__ = ["Backend", "available_backends", "choose", "explain"]
 
@@ -147,6 +146,8 @@ class TritonBackend(Backend):
         return f"takes up to {MAX_AUX} auxiliaries, not {num_aux}" if num_aux > MAX_AUX else None
 
     def plan(self, spec: PlanSpec) -> PlanBase:
+        from .triton_plan import TritonPlan  # imported when it is first used, as Triton is
+
         return TritonPlan(triton_kernels(), spec)
 
 

@@ -15,7 +15,11 @@ from .policy import GatePolicy
 from .rules import Hyper, Rule
 from .stats import GateStats
 
-__all__ = ["Gradients", "PlanBase", "PlanSpec", "StatesByName", "StepRequest"]
+__all__ = ["MAX_AUX", "Gradients", "PlanBase", "PlanSpec", "StatesByName", "StepRequest"]
+
+#: The Gram matrix of so many auxiliary gradients and the main one fits into the registers of a program or thread. The
+#: compiled module has the same limit.
+MAX_AUX = 4
 
 Gradients = Sequence["Tensor | None"]
 

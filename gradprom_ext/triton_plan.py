@@ -33,9 +33,6 @@ from .policy import GatePolicy, kernel_of
 from .rules import Hyper
 from .stats import HEADER, GateStats, packed_size
 
-#: The Gram matrix of so many auxiliary gradients and the main one fits into the registers of a program.
-MAX_AUX = 4
-
 #: A tensor as the kernels see it: address, type, and strides in its parameter's index space; ``None`` instead where the
 #: elements of that space follow each other in its memory.
 Operand = tuple[int, torch.dtype, "tuple[int, ...] | None"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradprom_ext import backends, rules, stats, triton_plan
+from gradprom_ext import backends, plan, rules, stats, triton_plan
 
 from . import targets
 from .problems import CASES
@@ -59,13 +59,13 @@ def test_layout_of_the_statistics(module):
 
 
 def test_limits(module):
-    assert module.MAX_AUX == triton_plan.MAX_AUX
+    assert module.MAX_AUX == plan.MAX_AUX
 
 
 def test_numbers_of_a_group_in_triton():
     with targets.quick_interpreter():
         kernels = targets.interpreted()
         backend = targets.HostTriton()
-        spec = triton_plan.PlanSpec(rules.SGD, [torch.ones(2)], [0], [{}], 1, False)
+        spec = plan.PlanSpec(rules.SGD, [torch.ones(2)], [0], [{}], 1, False)
         words = backend.plan(spec)._describe_groups([rules.Hyper(lr=0.5)] * 3)
         assert len(words) == 3 * kernels.GROUP_WIDTH.value
