@@ -58,8 +58,7 @@ class ReferenceBackend(Backend):
 
 
 def _too_many(num_aux: int) -> str | None:
-    limit = extension()[0].MAX_AUX
-    return f"takes up to {limit} auxiliaries, not {num_aux}" if num_aux > limit else None
+    return f"takes up to {MAX_AUX} auxiliaries, not {num_aux}" if num_aux > MAX_AUX else None
 
 
 class CudaBackend(Backend):
@@ -143,7 +142,7 @@ class TritonBackend(Backend):
             return f"takes tensors in the memory of a GPU, not on {device}"
         elif torch.version.hip is None and torch.cuda.get_device_capability(device) < (7, 0):
             return f"cannot run on {device}: Triton needs compute capability 7.0"
-        return f"takes up to {MAX_AUX} auxiliaries, not {num_aux}" if num_aux > MAX_AUX else None
+        return _too_many(num_aux)
 
     def plan(self, spec: PlanSpec) -> PlanBase:
         from .triton_plan import TritonPlan  # imported when it is first used, as Triton is

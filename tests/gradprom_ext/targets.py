@@ -32,7 +32,7 @@ import torch
 
 from gradprom_ext import backends, triton_plan
 from gradprom_ext.compiled_plan import CompiledPlan
-from gradprom_ext.plan import MAX_AUX, PlanBase, PlanSpec
+from gradprom_ext.plan import PlanBase, PlanSpec
 
 from . import mirror
 
@@ -132,8 +132,7 @@ class HostTriton(backends.TritonBackend):
         return None
 
     def rejects(self, device: torch.device, num_aux: int) -> str | None:
-        limit = MAX_AUX
-        return f"takes up to {limit} auxiliaries, not {num_aux}" if num_aux > limit else None
+        return backends._too_many(num_aux)
 
     def plan(self, spec: PlanSpec) -> PlanBase:
         return triton_plan.TritonPlan(interpreted(), spec)
