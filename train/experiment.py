@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,9 @@ from train.outputs.run_folder import RunFolder, new_folder
 from train.settings import Settings, to_json
 from train.settings.command_line import stored
 from train.settings.naming import identity, run_name
-from train.training.build import Experiment, build
+from train.strategies.auxiliary import AUXILIARIES, Auxiliary
+from train.training.build import Experiment, build, build_auxiliaries, build_network
+from train.training.clean import READER_SEED, clean_weights
 from train.training.engine import Cadence, Engine
 from train.training.progress import Display, stop_on_signal, summary_writer
 
@@ -105,10 +108,13 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
         data = load_data(settings, progress=display.console.is_terminal)
         settings = settings.change({"source": data.source})
         facts = fingerprint(data)
+        if settings.evaluation.evaluate_on == "val":
+            data = on_validation(data)
         about = (resume and About.of(folder)) or About.made(settings, data, degrade, facts)
         # A checkpoint holds all weights: the files that the first ones came from need not be there any more.
         first = settings.change({"ip_weights": None, "vr_weights": None}) if resume else settings
-        experiment = build(first, data, degrade, device=device)
+        clean = CleanVRs(settings, data, facts, device, display)
+        experiment = build(first, data, degrade, device=device, first={} if resume else clean.first())
         if settings.output.tensorboard:
             summary_writer()  # complains now, not after the folder is made
         if not resume:
@@ -138,9 +144,71 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
         if not finished:
             return result
         try:
-            return dataclasses.replace(result, metrics=finish(settings, data, experiment, engine, folder, about))
+            metrics = finish(settings, data, experiment, engine, folder, about, clean.readers())
         except KeyboardInterrupt:
             return result
+        return dataclasses.replace(result, metrics=metrics)
+
+
+def on_validation(data: ImageData) -> ImageData:
+    """The data with their validation images in the place of the test images, which nothing can look at then.
+
+    :raises RunError: there are no validation images.
+    """
+    if not len(data.val):
+        raise RunError(f"--evaluate-on val: {data.title} has no validation images")
+    return dataclasses.replace(data, test=data.val)
+
+
+@dataclass(frozen=True)
+class CleanVRs:
+    """The VRs of a run that were trained on clean images, trained where the cache has not got them.
+
+    :param facts: the fingerprint of the data.
+    :param display: shows the trainings.
+    """
+
+    settings: Settings
+    data: ImageData
+    facts: dict[str, Any]
+    device: torch.device
+    display: Display
+
+    def first(self) -> dict[str, Any]:
+        """What VR begins with, by the keys of the roles; empty where it begins with random weights."""
+        settings = self.settings
+        if not settings.starts_clean:
+            return {}
+        return {
+            AUXILIARIES[name].role.key: self._weights(name, settings.training.seed)  # type: ignore[attr-defined]
+            for name in settings.auxiliary.names
+        }
+
+    def readers(self) -> list[tuple[Auxiliary, torch.nn.Module]]:
+        """The independent readers with their tasks; none where none was asked for."""
+        settings = self.settings
+        if not settings.evaluation.reader:
+            return []
+        tasks = {each.role.key: each for each in build_auxiliaries(settings, self.data)}
+        found = []
+        for key, task in tasks.items():
+            network = build_network(settings, task.role, tasks, channels=self.data.channels, scale=1)
+            network.load_state_dict(self._weights(task.name, settings.training.seed + READER_SEED))
+            found.append((task, network.to(self.device)))
+        return found
+
+    def _weights(self, auxiliary: str, seed: int) -> dict[str, torch.Tensor]:
+        cache = ArrayCache(default_cache_dir())
+        return clean_weights(
+            self.settings,
+            self.data,
+            self.facts,
+            auxiliary,
+            seed=seed,
+            device=self.device,
+            cache=cache,
+            display=self.display,
+        )
 
 
 def _silent() -> Console:
@@ -238,15 +306,23 @@ def _introduction(
 
 
 def finish(
-    settings: Settings, data: ImageData, experiment: Experiment, engine: Engine, folder: RunFolder, about: About
+    settings: Settings,
+    data: ImageData,
+    experiment: Experiment,
+    engine: Engine,
+    folder: RunFolder,
+    about: About,
+    readers: Sequence[tuple[Auxiliary, torch.nn.Module]],
 ) -> Metrics:
     """Evaluates a trained run and writes all that its folder holds at the end; the metrics last.
 
+    :param readers: networks that took no part in the training, with their tasks.
     :raises RunError: a file cannot be written.
     """
     strategy, degrade = experiment.strategy, experiment.crops.degrade
     cache = ArrayCache(default_cache_dir())
-    evaluation = evaluate(strategy, data.test, degrade, device=experiment.device, cache=cache)
+    evaluation = evaluate(strategy, data.test, degrade, device=experiment.device, cache=cache, readers=readers)
+    folder.write_images(data.test.names, evaluation.table())
     folder.write_weights(strategy.networks, vars(about) | to_json(settings.without_paths))
     draw(data, experiment, engine, evaluation, folder, about.name)
     values = settings.values
@@ -260,6 +336,7 @@ def finish(
         "degradation": str(degrade),
         "sigma": degrade.noise_level,
         "strategy": settings.method.strategy,
+        "evaluated_on": settings.evaluation.evaluate_on,
         "aux": [each.name for each in strategy.auxiliaries],
         "seed": settings.training.seed,
         "preset": settings.preset,

@@ -23,15 +23,29 @@ def image_loss(enhanced: Tensor, clean: Tensor) -> Tensor:
     return F.mse_loss(enhanced, clean)
 
 
-def diagnosis_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """``L_VR`` of a diagnosis: cross-entropy.
+def diagnosis_loss(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """``L_VR`` of a diagnosis: cross-entropy, averaged over the images whose label is known; 0 where none is.
 
     :param logits: ``float [N, K]``.
-    :param labels: ``int64 [N]``, in [0, K).
+    :param labels: ``int64 [N]``, in [0, K), or -1 where the label is not known.
+    :param smoothing: share of the target that is spread over all classes (C. Szegedy et al., arXiv:1512.00567).
     """
     import torch.nn.functional as F
 
-    return F.cross_entropy(logits, labels)
+    total = F.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
+    return total / (labels >= 0).sum().clamp(min=1)
+
+
+def agreement_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """The unsupervised ``L_VR``: mean squared error between the softmaxes of what VR says of the enhanced and of the
+    clean image, over all classes (and pixels), as in ESTR (Liu et al. 2019, arXiv:1910.09185).
+
+    :param logits: ``float [N, K]`` or ``float [N, K, H, W]``, of the enhanced images.
+    :param target: the same shape, of the clean ones, without a graph.
+    """
+    import torch.nn.functional as F
+
+    return F.mse_loss(logits.softmax(1), target.softmax(1))
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:

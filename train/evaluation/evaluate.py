@@ -7,7 +7,7 @@ their number. What is kept of every image is its scores.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from train.inference import Tiling, enlarged, forward
 TOGETHER = 64  # images of one size that are scored at once: bounds the memory that SSIM's windows take
 PIXELS = TOGETHER * 512 * 512  # the same bound for large images, of which fewer are scored at once
 KINDS = ("clean", "degraded", "enhanced")
+READER = "reader_"  # in front of the keys of what an independent reader scores
 
 
 class Judge(Protocol):
@@ -61,7 +62,9 @@ class Evaluation:
     :param enhanced: quality of what IP made of it, clamped to [0, 1]; ``None`` where there is no IP.
     :param classical: quality of the degradation's classical remedy; ``None`` where it has none.
     :param remedy: what the remedy is called.
-    :param scores: for each kind of images (``clean``, ``degraded``, ``enhanced``), what the VRs' tasks scored on them.
+    :param scores: for each kind of images (``clean``, ``degraded``, ``enhanced``), what the VRs' tasks scored on them;
+        those of the readers as ``reader_*``.
+    :param per_image: the same of every image by itself, ``float64 [N]`` each.
     """
 
     degraded: Quality
@@ -69,6 +72,22 @@ class Evaluation:
     classical: Quality | None
     remedy: str | None
     scores: dict[str, dict[str, float]]
+    per_image: dict[str, dict[str, np.ndarray]]
+
+    def table(self) -> dict[str, np.ndarray]:
+        """All that is known of every image, ``float64 [N]`` each, under the keys that the means have in
+        ``metrics.json``."""
+        qualities = {"_degraded": self.degraded, "_classical": self.classical, "": self.enhanced}
+        images = {
+            f"{what}{of}": getattr(each, what).double().numpy()
+            for what in ("psnr", "ssim")
+            for of, each in qualities.items()
+            if each is not None
+        }
+        suffixes = {"enhanced": "", "degraded": "_degraded", "clean": "_clean"}
+        return images | {
+            f"{key}{suffixes[kind]}": values for kind, found in self.per_image.items() for key, values in found.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -98,17 +117,20 @@ def evaluate(
     device: torch.device,
     tiling: Tiling | None = None,
     cache: ArrayCache | None = None,
+    readers: Sequence[tuple[Judge, nn.Module]] = (),
 ) -> Evaluation:
     """Scores all networks on all images of ``subset``.
 
     :param tiling: how large images are cut for IP and for segmentations (a diagnosis sees the whole image).
     :param cache: keeps the scores of the classical remedy for the next run.
+    :param readers: networks that took no part in the training, with their tasks.
     """
-    for network in trained.networks.values():
+    judges = [("", *each) for each in trained.judges] + [(READER, *each) for each in readers]
+    for network in (*trained.networks.values(), *(network for _, network in readers)):
         network.eval()
     tiling = tiling or Tiling()
     kinds = KINDS if trained.trains_ip else KINDS[:2]
-    scorers = [{kind: judge.scorer(subset) for kind in kinds} for judge, _ in trained.judges]
+    scorers = [{kind: judge.scorer(subset) for kind in kinds} for _, judge, _ in judges]
     degraded: list[Quality] = []
     enhanced: list[Quality] = []
     content = hashlib.sha256()
@@ -118,17 +140,28 @@ def evaluate(
         degraded.append(image_quality(shown.degraded, shown.clean))
         if shown.enhanced is not None:
             enhanced.append(image_quality(shown.enhanced, shown.clean))
-        for (judge, network), each in zip(trained.judges, scorers, strict=True):
+        for (_, judge, network), each in zip(judges, scorers, strict=True):
             for kind in kinds:
                 answer = forward(network, getattr(shown, kind), device=device, tiling=tiling if judge.masks else None)
                 each[kind].add(answer, shown.index)
-    results = [{kind: scorer.result() for kind, scorer in each.items()} for each in scorers]
+
+    def gathered(found: Callable[[Scorer], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {
+            kind: {
+                f"{prefix}{key}": value
+                for (prefix, _, _), each in zip(judges, scorers, strict=True)
+                for key, value in found(each[kind]).items()
+            }
+            for kind in kinds
+        }
+
     return Evaluation(
         degraded=_joined(degraded),
         enhanced=_joined(enhanced) if enhanced else None,
         classical=classical_quality(subset, degrade, content.hexdigest(), cache=cache),
         remedy=degrade.remedy,
-        scores={kind: {k: v for each in results for k, v in each[kind].items()} for kind in kinds} if results else {},
+        scores=gathered(lambda scorer: scorer.result()) if judges else {},
+        per_image=gathered(lambda scorer: scorer.per_image()) if judges else {},
     )
 
 

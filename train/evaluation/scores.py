@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -35,3 +36,7 @@ class Scorer(ABC):
     @abstractmethod
     def result(self) -> dict[str, float]:
         """The scores by their keys, over all images that were added."""
+
+    @abstractmethod
+    def per_image(self) -> dict[str, np.ndarray]:
+        """The scores by their keys, ``float64 [N]`` each, of every image by itself; NaN where it has none."""

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from train.data.base import ImageData
-from train.evaluation.evaluate import Evaluation
+from train.evaluation.evaluate import READER, Evaluation
 from train.evaluation.metrics import PSNR_CAP, majority_share
 from train.strategies import Strategy
 from train.strategies.auxiliary import AUXILIARIES
@@ -67,6 +67,7 @@ def collect(
         return {f"{key}{of}": None if each is None else getattr(each, what) for of, each in qualities.items()}
 
     titles = ["accuracy", *(score.key for each in strategy.auxiliaries for score in each.scores)]
+    titles += evaluation.scores.get("clean", {})
     kinds = {"_degraded": "degraded", "": "enhanced", "_clean": "clean"}
     skipped = steps["skipped"][~np.isnan(steps["skipped"])]  # without the steps of a pre-training
     return about | {
@@ -118,12 +119,19 @@ def summary(metrics: Metrics, folder: Path) -> Group:
     from rich.text import Text
 
     phantom = metrics["data"] == "phantom"
-    title = f"{metrics['run']}: {metrics['n_test']} test images" + (", PHANTOM (generated) data" if phantom else "")
+    kind = "validation" if metrics.get("evaluated_on") == "val" else "test"
+    title = f"{metrics['run']}: {metrics['n_test']} {kind} images" + (", PHANTOM (generated) data" if phantom else "")
     # Runs of earlier versions had one auxiliary, and a remedy that followed from the task.
     classical = metrics.get("remedy", "non-local means" if metrics["sigma"] is not None else "bicubic")
     judged = [score for name in metrics.get("aux", ["dia"]) or ["dia"] for score in AUXILIARIES[name].scores]  # type: ignore[attr-defined]
+    judged += [
+        score._replace(key=READER + score.key, title=f"reader: {score.title}")
+        for name in AUXILIARIES
+        for score in AUXILIARIES[name].scores  # type: ignore[attr-defined]
+        if f"{READER}{score.key}_clean" in metrics
+    ]
     scores = Table()
-    scores.add_column("test images")
+    scores.add_column(f"{kind} images")
     for column in ("PSNR (dB)", "SSIM", *(score.title for score in judged)):
         scores.add_column(column, justify="right")
     rows = {"degraded": "_degraded", f"classical: {classical}": "_classical", f"enhanced: {metrics['ip']}": ""}

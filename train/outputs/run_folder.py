@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from train.errors import RunError, reason
 from train.files import LOCK, locked, read_json, write_file, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
 RUNS = Path("runs")
@@ -32,6 +35,7 @@ class RunFolder:
         self.data = path / "data.json"
         self.steps = path / "steps.csv"
         self.checkpoint = path / self.CHECKPOINT
+        self.images = path / "images.csv"
         self.metrics = path / "metrics.json"
         self.weights = path / "weights.safetensors"
         self.panel = path / "panel.png"
@@ -84,6 +88,41 @@ class RunFolder:
         :raises RunError: it cannot be written.
         """
         write_json(self.metrics, metrics)
+
+    def write_images(self, names: Sequence[str], scores: Mapping[str, np.ndarray]) -> None:
+        """Writes ``images.csv``: a row per image that was scored; empty cells where it has no such score.
+
+        :param names: of the images.
+        :param scores: ``float64 [N]`` each, by the names of their columns.
+        :raises RunError: it cannot be written.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", *scores])
+        for name, *values in zip(names, *(column.tolist() for column in scores.values()), strict=True):
+            writer.writerow([name, *("" if value != value else f"{value:.9g}" for value in values)])
+        write_file(self.images, text.getvalue().encode(errors="surrogateescape"))
+
+    def read_images(self) -> tuple[list[str], dict[str, np.ndarray]]:
+        """What :meth:`write_images` was given.
+
+        :raises RunError: the file is missing or damaged; the message names it.
+        """
+        import numpy as np
+
+        try:
+            with self.images.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+                header, *rows = list(csv.reader(file, strict=True))
+            columns = list(zip(*rows, strict=True)) or [()] * len(header)
+            scores = {
+                name: np.array([float(cell or "nan") for cell in cells])
+                for name, cells in zip(header[1:], columns[1:], strict=True)
+            }
+        except OSError as error:
+            raise RunError(f"{self.images} cannot be read: {reason(error)}") from error
+        except (ValueError, csv.Error) as error:
+            raise RunError(f"{self.images} is damaged: {error}; --resume evaluates the run again without it") from error
+        return list(columns[0]), scores
 
     def read_metrics(self) -> dict[str, Any] | None:
         """The metrics of a finished run; ``None`` where it is not finished.

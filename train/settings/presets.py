@@ -16,6 +16,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vr": "resnet50",
         "lr": 3e-4,
         "vr_lr": 2e-4,
+        "clean_lr": 2e-4,
+        "clean_epochs": 100,
         "batch_size": 16,
         "crop": 128,
         "epochs": 1000,

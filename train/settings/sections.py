@@ -18,7 +18,7 @@ from models import IP, SEG, VR, Networks, Registry, UnknownNameError
 from train.errors import RunError
 from train.strategies import STRATEGIES, Strategy, strategy_class
 from train.strategies.auxiliary import AUXILIARIES
-from train.strategies.base import Gate, TrainOn
+from train.strategies.base import Gate, Granularity, TrainOn, VRLoss, VRUpdate
 
 NETWORKS: dict[str, Networks] = {"ip": IP, "vr": VR, "seg": SEG}
 """The roles' keys, which are also their flags, and where their networks are looked up."""
@@ -39,6 +39,7 @@ def setting(
     *,
     least: float | None = None,
     above: float | None = None,
+    most: float | None = None,
     concerns: str = "",
     computes: bool = True,
 ) -> Any:
@@ -47,10 +48,12 @@ def setting(
     :param help: what ``--help`` says.
     :param least: the least value, of numbers.
     :param above: what a value must exceed, of numbers.
-    :param concerns: the key of a role, or a name in ``Strategy.settings``: without it, the setting changes nothing.
+    :param most: the greatest value, of numbers.
+    :param concerns: the key of a role, a name in ``Strategy.settings`` or in ``Settings.concerned``: without it, the
+        setting changes nothing.
     :param computes: whether it decides what a run computes; else a run that goes on may have another value.
     """
-    about = {"help": help, "least": least, "above": above, "concerns": concerns, "computes": computes}
+    about = {"help": help, "least": least, "above": above, "most": most, "concerns": concerns, "computes": computes}
     return field(default=default, metadata=about)
 
 
@@ -61,15 +64,18 @@ class Section:
         for each in dataclasses.fields(self):  # type: ignore[arg-type]
             values = getattr(self, each.name)
             for value in values if isinstance(values, tuple) else (values,):
-                _check(each.name, value, each.metadata.get("least"), each.metadata.get("above"))
+                _check(each.name, value, each.metadata)
 
 
-def _check(name: str, value: Any, least: float | None, above: float | None) -> None:
+def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    least, above, most = (limits.get(which) for which in ("least", "above", "most"))
     if (least is None and above is None) or value is None:
         return
     what = "a finite number" if isinstance(value, float) else ""
     bound = f"at least {least:g}" if least is not None else f"above {above:g}"
     fits = value >= least if least is not None else value > above
+    if most is not None:
+        bound, fits = f"{bound} and at most {most:g}", fits and value <= most
     if not (math.isfinite(value) and fits):
         phrase = bound if not what else f"{what}, {bound}" if least is not None else f"{what} {bound}"
         raise RunError(f"{flag(name)} must be {phrase}, not {value}")
@@ -149,6 +155,30 @@ class Auxiliary(Section):
         least=0,
         concerns="aux_weight",
     )
+    vr_update: VRUpdate = setting(
+        "train",
+        "What becomes of VR while IP is trained. train: it learns along. fixed: it stays as it is. ema: it learns along, "
+        "and IP is advised by the moving average of its weights.",
+        concerns="vr_update",
+    )
+    ema_decay: float = setting(
+        0.99, "Share of the moving average that a step leaves (--vr-update ema).", least=0, most=1, concerns="ema_decay"
+    )
+    vr_loss: VRLoss = setting(
+        "supervised",
+        "supervised: against labels or masks. unsupervised: against what VR says of the clean image.",
+        concerns="vr_loss",
+    )
+    vr_start: Literal["fresh", "clean"] = setting(
+        "fresh",
+        "fresh: VR begins with random weights; where it has to know its task, it learns that in a first phase of the run "
+        "(--pretrain-epochs). clean: with the weights of a VR that was trained on clean images, which is kept in the "
+        "cache.",
+        concerns="vr_start",
+    )
+    label_smoothing: float = setting(
+        0.0, "Share of a diagnosis's target that is spread over all classes.", least=0, most=0.99, concerns="vr"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -188,9 +218,23 @@ class Method(Section):
 
     strategy: str = setting("gradprom", "How IP and VR are trained.")
     gate: Gate | None = setting(None, "Gate of strategy gradprom; the others fix their own.", concerns="gate")
+    threshold: float = setting(
+        0.0, "Cosine at which a hard or a soft gate opens.", least=-1, most=1, concerns="threshold"
+    )
+    granularity: Granularity = setting(
+        "global", "global: one gate for all of IP. tensor: one for each of its tensors.", concerns="granularity"
+    )
+    aux_cap: float | None = setting(
+        None,
+        "Length kappa that VR's gradient may have at most, in lengths of IP's own. By default 1 for the capped "
+        "strategies, and no limit for the others.",
+        above=0,
+        concerns="aux_cap",
+    )
     pretrain_epochs: int = setting(
         5,
-        "Passes over the clean images for VR before IP's training begins (strategy frozen only).",
+        "Passes over the clean images for a VR that has to know its task before IP's training begins, and does not "
+        "(--vr-update fixed or ema, --vr-loss unsupervised, strategy frozen).",
         least=0,
         concerns="pretrain_epochs",
     )
@@ -199,6 +243,8 @@ class Method(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         known("strategy", STRATEGIES, self.strategy)
+        if self.threshold != 0 and self.gate not in (None, "hard", "soft"):
+            raise RunError(f"--threshold {self.threshold:g} has no meaning for --gate {self.gate}; leave one out")
         if self.gate is not None and not self.kind.gate_is_free:
             free = ", ".join(name for name in STRATEGIES if strategy_class(name).gate_is_free)
             raise RunError(f"--strategy {self.strategy} fixes its own gate; --gate {self.gate} goes with: {free}")
@@ -233,8 +279,43 @@ class Training(Section):
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "Where to compute; auto takes a GPU if there is one.", computes=False
     )
+    augment: bool = setting(
+        False,
+        "Turn, enlarge, shift and brighten training crops a little at random, besides mirroring them.",
+    )
     num_workers: int = setting(
         0, "Processes that prepare the batches; 0: the training process itself.", least=0, computes=False
+    )
+
+
+@dataclass(frozen=True)
+class Clean(Section):
+    """How a VR learns from clean images, whatever IP is trained on: the start of ``--vr-start clean``, and the reader."""
+
+    clean_epochs: int = setting(40, "Passes over the training images.", least=1, concerns="clean")
+    clean_lr: float = setting(1e-3, "Its highest learning rate, same course.", above=0, concerns="clean")
+    clean_batch_size: int = setting(16, "Images per step.", least=1, concerns="clean")
+    clean_crop: int | None = setting(
+        None,
+        "Side of its crops in pixels; None: whole images (of which --size is the side).",
+        least=1,
+        concerns="clean",
+    )
+    clean_augment: bool = setting(True, "As --augment.", concerns="clean")
+    clean_smoothing: float = setting(0.1, "As --label-smoothing.", least=0, most=0.99, concerns="clean")
+
+
+@dataclass(frozen=True)
+class Evaluation(Section):
+    """What the trained networks are tried on, and by whom."""
+
+    reader: bool = setting(
+        False,
+        "Also ask an independent reader: a VR that was trained on clean images and took no part in this training. It is "
+        "kept in the cache.",
+    )
+    evaluate_on: Literal["test", "val"] = setting(
+        "test", "val: score the validation images, to choose settings by, and leave the test images alone."
     )
 
 
@@ -278,11 +359,35 @@ class Settings:
     auxiliary: Auxiliary = field(default_factory=Auxiliary)
     method: Method = field(default_factory=Method)
     training: Training = field(default_factory=Training)
+    clean: Clean = field(default_factory=Clean)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     output: Output = field(default_factory=Output)
 
     def __post_init__(self) -> None:
-        if self.data.size is not None and self.training.crop > self.data.size:
-            raise RunError(f"--crop {self.training.crop} does not fit into images of --size {self.data.size}")
+        for name, crop in (("crop", self.training.crop), ("clean_crop", self.clean.clean_crop)):
+            if self.data.size is not None and crop is not None and crop > self.data.size:
+                raise RunError(f"{flag(name)} {crop} does not fit into images of --size {self.data.size}")
+        if self.needs_clean_vr and self.data.size is None and self.clean.clean_crop is None:
+            raise RunError(
+                "--clean-crop is needed where images have no common --size: a VR learns from crops of one size"
+            )
+        if self.starts_clean and self.auxiliary.vr_weights is not None:
+            raise RunError("--vr-start clean and --vr-weights both say what VR begins with; leave one out")
+
+    @property
+    def vr_update(self) -> VRUpdate:
+        """What becomes of VR under this strategy."""
+        return self.method.kind.vr_update or self.auxiliary.vr_update
+
+    @property
+    def starts_clean(self) -> bool:
+        """Whether VR begins with weights that were learned on clean images."""
+        return "vr_start" in self.method.kind.settings and self.auxiliary.vr_start == "clean"
+
+    @property
+    def needs_clean_vr(self) -> bool:
+        """Whether a VR that was trained on clean images takes part."""
+        return self.evaluation.reader or self.starts_clean
 
     @property
     def values(self) -> dict[str, Any]:
@@ -320,7 +425,15 @@ class Settings:
         about = set(kind.settings)
         if kind.trains_ip:
             about.add("ip")
-        if kind.uses_auxiliaries:
+        if "vr_loss" in about:
+            must_know = self.vr_update != "train" or self.auxiliary.vr_loss == "unsupervised"
+            if must_know and not self.starts_clean:
+                about.add("pretrain_epochs")
+            if self.vr_update == "ema":
+                about.add("ema_decay")
+        if self.needs_clean_vr:
+            about.add("clean")
+        if kind.uses_auxiliaries or self.evaluation.reader:
             about |= {"aux", *(AUXILIARIES[name].role.key for name in self.auxiliary.names)}  # type: ignore[attr-defined]
         return {name for name, each in FIELDS.items() if each.metadata["concerns"] in {"", *about}}
 
@@ -353,6 +466,8 @@ SECTIONS: dict[str, type[Any]] = {
     "auxiliary": Auxiliary,
     "method": Method,
     "training": Training,
+    "clean": Clean,
+    "evaluation": Evaluation,
     "output": Output,
 }
 FIELDS: dict[str, dataclasses.Field[Any]] = {

@@ -21,6 +21,7 @@ VERSION = 2
 HINTS = {name: hint for section in SECTIONS.values() for name, hint in get_type_hints(section).items()}
 
 # fmt: off
+_YOUNGER = {"clean", "evaluation"}  # sections that the first files of version 2 lack
 _VERSION_1 = {
     "dataset", "data_root", "source", "size", "channels", "task", "sigma", "ip", "blocks", "features", "vr", "strategy",
     "gate", "aux_weight", "optimizer", "lr", "vr_lr", "batch_size", "crop", "epochs", "max_steps", "pretrain_epochs",
@@ -81,7 +82,8 @@ def _from_version_1(content: Mapping[str, Any]) -> Settings:
 
 
 def _from_version_2(content: Mapping[str, Any]) -> Settings:
-    sections = {name: content.get(name) for name in SECTIONS}
+    # A section that is younger than the file is not in it.
+    sections = {name: content.get(name, {} if name in _YOUNGER else None) for name in SECTIONS}
     if missing := [name for name, section in sections.items() if not isinstance(section, dict)]:
         raise RunError(f"{', '.join(missing)} must be an object each")
     values: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""How IP and VR are trained: each strategy owns one training step. A new one is one file, imported below."""
+"""How IP and VR are trained: each strategy owns one training step. A new one is a class in a file imported below."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ STRATEGIES: Registry[Strategy] = Registry("strategy")
 
 from train.strategies import frozen as frozen  # noqa: E402  (the files register themselves in the registry above)
 from train.strategies import gradprom as gradprom  # noqa: E402
-from train.strategies import gradprom_soft as gradprom_soft  # noqa: E402
 from train.strategies import ip_only as ip_only  # noqa: E402
 from train.strategies import joint as joint  # noqa: E402
+from train.strategies import published as published  # noqa: E402
 from train.strategies import vr_only as vr_only  # noqa: E402
 
 __all__ = ["STRATEGIES", "Strategy", "strategy_class"]

@@ -5,6 +5,7 @@ An auxiliary reads its target from a batch in training and from a subset in eval
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +18,7 @@ from train.evaluation.scores import Score, Scorer
 from train.strategies.base import Measure, Role
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from train.data.base import ImageData, Subset
@@ -35,6 +37,7 @@ class Auxiliary(ABC):
     :cvar scores: what is measured in the evaluation.
     :cvar masks: whether it reads masks.
     :param data: tells the number of classes.
+    :param smoothing: label smoothing of its loss, where it has any.
     :raises RunError: the data have not got what the task needs.
     """
 
@@ -46,7 +49,7 @@ class Auxiliary(ABC):
     masks: ClassVar[bool] = False
 
     @abstractmethod
-    def __init__(self, data: ImageData) -> None: ...
+    def __init__(self, data: ImageData, smoothing: float = 0.0) -> None: ...
 
     num_classes: int
 
@@ -77,18 +80,20 @@ class Diagnosis(Auxiliary):
     measures = (Measure("accuracy"),)
     scores = (Score("accuracy", "diagnosis right", ".1%"),)
 
-    def __init__(self, data: ImageData) -> None:
+    def __init__(self, data: ImageData, smoothing: float = 0.0) -> None:
         if data.train.labels is None or data.test.labels is None or data.num_classes < 2:
             raise RunError(f"needs a diagnosis, and {data.name} has no two classes; use ip-only")
         self.num_classes = data.num_classes
+        self.smoothing = smoothing
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        return losses.diagnosis_loss(output, batch.labels)
+        return losses.diagnosis_loss(output, batch.labels, smoothing=self.smoothing)
 
     def measure(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         from train.evaluation.metrics import right
 
-        return {"accuracy": right(output, batch.labels).float().mean()}
+        known = batch.labels >= 0
+        return {"accuracy": right(output, batch.labels).float().sum() / known.sum().clamp(min=1)}
 
     def scorer(self, subset: Subset) -> Scorer:
         return _Right(subset)
@@ -100,21 +105,33 @@ class Diagnosis(Auxiliary):
 
 
 class _Right(Scorer):
+    """Of each image whose label is known, whether the answer is right."""
+
     def __init__(self, subset: Subset) -> None:
+        import numpy as np
+
         assert subset.labels is not None
         self._labels = subset.labels
-        self._right = self._all = 0
+        self._right = np.full(len(subset), np.nan)
 
     def add(self, output: Tensor, index: Sequence[int]) -> None:
         import torch
 
         from train.evaluation.metrics import right
 
-        self._right += int(right(output, torch.tensor(self._labels[list(index)])).sum())
-        self._all += len(index)
+        labels = self._labels[list(index)]
+        answers = right(output, torch.tensor(labels)).double().numpy()
+        answers[labels < 0] = math.nan
+        self._right[list(index)] = answers
 
     def result(self) -> dict[str, float]:
-        return {"accuracy": self._right / self._all}
+        import numpy as np
+
+        known = self._right[~np.isnan(self._right)]
+        return {"accuracy": float(known.mean()) if len(known) else math.nan}
+
+    def per_image(self) -> dict[str, np.ndarray]:
+        return {"accuracy": self._right}
 
 
 @AUXILIARIES.register("seg")
@@ -132,7 +149,7 @@ class Segmentation(Auxiliary):
     scores = (Score("miou", "mIoU", ".3f"), Score("dice", "Dice", ".3f"))
     masks = True
 
-    def __init__(self, data: ImageData) -> None:
+    def __init__(self, data: ImageData, smoothing: float = 0.0) -> None:
         if not all(each.has_masks for each in (data.train, data.test)) or data.num_mask_classes < 2:
             raise RunError(f"needs masks for --aux seg, and {data.name} has none; use --aux dia or another data set")
         self.num_classes = data.num_mask_classes
@@ -156,15 +173,28 @@ class _Overlap(Scorer):
         import torch
 
         self._subset = subset
-        self._counts = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
+        self._counts = torch.zeros(len(subset), num_classes, num_classes + 1, dtype=torch.int64)
 
     def add(self, output: Tensor, index: Sequence[int]) -> None:
         from train.evaluation.metrics import confusion
 
-        self._counts += confusion(output, self._subset.masks_tensor(list(index)))
+        masks = self._subset.masks_tensor(list(index))
+        for row, place in enumerate(index):
+            self._counts[place] = confusion(output[row : row + 1], masks[row : row + 1])
 
     def result(self) -> dict[str, float]:
         from train.evaluation.metrics import overlap
 
-        found = overlap(self._counts)
+        found = overlap(self._counts.sum(0))
         return {"miou": found.iou.item(), "dice": found.dice.item()}
+
+    def per_image(self) -> dict[str, np.ndarray]:
+        import numpy as np
+
+        from train.evaluation.metrics import overlap
+
+        each = [overlap(counts) for counts in self._counts]
+        return {
+            "miou": np.array([one.iou.item() for one in each]),
+            "dice": np.array([one.dice.item() for one in each]),
+        }

@@ -7,8 +7,9 @@ PyTorch when it is imported, as the command line asks strategies what they need.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     GradPromOptimizer = gp.GradPromSGD | gp.GradPromAdam
 
 Gate = Literal["hard", "soft", "always", "never", "project"]
+Granularity = Literal["global", "tensor"]
 TrainOn = Literal["degraded", "clean"]
+VRUpdate = Literal["train", "fixed", "ema"]
+VRLoss = Literal["supervised", "unsupervised"]
 Optimizer = TypeVar("Optimizer", bound="torch.optim.Optimizer")
 
 
@@ -122,14 +126,26 @@ class Terms(NamedTuple):
 
     :param epochs: passes over the training images.
     :param max_steps: iterations of the main phase at most.
-    :param pretrain_epochs: passes before IP's training begins, where the strategy has such a phase.
+    :param pretrain_epochs: passes over the clean images before IP's training begins, where VR must know its task by
+        then and does not.
     :param train_on: what a VR without an IP is trained on.
+    :param vr_update: ``"train"``: VR learns along with IP. ``"fixed"``: VR stays as it is. ``"ema"``: VR learns along,
+        and IP is advised by a slow copy of it, the exponential moving average of its weights.
+    :param vr_loss: ``"supervised"``: against labels and masks. ``"unsupervised"``: against what VR says of the clean
+        image.
+    :param vr_start: ``"fresh"``: VR begins with random weights. ``"clean"``: with those of a VR that was trained on
+        clean images already.
+    :param ema_decay: share of the slow copy that a step leaves.
     """
 
     epochs: int = 1
     max_steps: int | None = None
     pretrain_epochs: int = 0
     train_on: TrainOn = "degraded"
+    vr_update: VRUpdate = "train"
+    vr_loss: VRLoss = "supervised"
+    vr_start: Literal["fresh", "clean"] = "fresh"
+    ema_decay: float = 0.99
 
 
 @dataclass(frozen=True)
@@ -147,11 +163,13 @@ class Losses:
 
     :param main: ``L_IP``, ``[]`` with its graph; ``None`` in a phase without IP.
     :param auxiliary: ``L_VR``, one per auxiliary.
+    :param own: what VRs learn from where ``auxiliary`` does not reach them; one per auxiliary, or none.
     :param measured: what is known already (losses, PSNR, accuracy).
     """
 
     main: Tensor | None = None
     auxiliary: tuple[Tensor, ...] = ()
+    own: tuple[Tensor, ...] = ()
     measured: Measurements = field(default_factory=dict)
 
 
@@ -164,8 +182,11 @@ class Strategy(ABC):
     :cvar trains_ip: whether there is an IP.
     :cvar uses_auxiliaries: whether there is a VR.
     :cvar settings: names of the settings that it reads besides those of its networks; ``--help`` shows no others.
-    :cvar gate: the gate of IP's optimizer.
+    :cvar gate: the gate of IP's optimizer: one of the library's names, or what makes a gate.
     :cvar gate_is_free: whether the user may choose another one.
+    :cvar aux_cap: how long an auxiliary gradient may be at most, in lengths of the main one; ``None``: any length.
+    :cvar aux_weight: lambda, where the strategy fixes it.
+    :cvar vr_update: what becomes of VR, where the strategy fixes it.
     :param auxiliaries: the tasks of the VRs; ignored where ``uses_auxiliaries`` is false.
     :param terms: lengths, and what else a run asks.
     :raises RunError: the strategy cannot do with these auxiliaries.
@@ -174,12 +195,17 @@ class Strategy(ABC):
     trains_ip: ClassVar[bool] = True
     uses_auxiliaries: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset()
-    gate: ClassVar[Gate] = "never"
+    gate: ClassVar[Gate | Callable[[], gp.GatePolicy]] = "never"
     gate_is_free: ClassVar[bool] = False
+    aux_cap: ClassVar[float | None] = None
+    aux_weight: ClassVar[float | None] = None
+    vr_update: ClassVar[VRUpdate | None] = None
 
     def __init__(self, auxiliaries: Sequence[Auxiliary] = (), terms: Terms | None = None) -> None:
         self.auxiliaries = tuple(auxiliaries) if self.uses_auxiliaries else ()
         self.terms = terms or Terms()
+        if self.vr_update is not None:
+            self.terms = self.terms._replace(vr_update=self.vr_update)
         self.learners: Mapping[str, Learner] = {}
         self.phase: Phase | None = None
         if self.uses_auxiliaries and not self.auxiliaries:
@@ -208,6 +234,9 @@ class Strategy(ABC):
         """Hands over the networks, by the keys of :attr:`roles`."""
         self.learners = learners
 
+    def begin(self, phase: Phase) -> None:
+        """Called once, when a phase begins, with the networks as the phase before has left them."""
+
     def enter(self, phase: Phase) -> None:
         """Sets the networks' modes; called when a phase begins, and when a run is resumed within it."""
         self.phase = phase
@@ -235,6 +264,12 @@ class Strategy(ABC):
     def networks(self) -> dict[str, nn.Module]:
         """By the keys of their roles."""
         return {key: learner.network for key, learner in self.learners.items()}
+
+    @property
+    def companions(self) -> dict[str, nn.Module]:
+        """Networks that no optimizer moves and that the learners alone do not determine, by names that no role has:
+        a run that goes on needs them as they were."""
+        return {}
 
     @property
     def judges(self) -> list[tuple[Auxiliary, nn.Module]]:
@@ -349,38 +384,154 @@ COSINE = Measure("cosine", "cosine", "{:+.2f}")
 GATE = Measure("gate", "gate", "{:.0%}")
 
 
+PRETRAIN = "pretrain"
+
+
 class Advised(WithIP, WithVR):
     """IP advised by one VR or several: what joint training, frozen parameters and GradProm share. They differ in the
-    gate, which each auxiliary has to itself."""
+    gate, which each auxiliary has to itself, and in what becomes of VR.
 
-    settings = frozenset({"aux_weight"})
+    A VR that stays fixed, or whose opinion of the clean image is the target, must know its task before it advises. It
+    learns that on clean images, in a phase of its own, unless it begins with weights that were learned so.
+
+    In the unsupervised loss (ESTR, arXiv:1910.09185) the clean-image branch is a fixed network: were it VR itself, VR
+    could bring the two branches together by saying the same of every image. Where VR learns along, that branch is a copy
+    of VR as it was when IP's training began.
+    """
+
+    settings = frozenset({"aux_weight", "vr_update", "vr_loss", "vr_start"})
+
+    def __init__(self, auxiliaries: Sequence[Auxiliary] = (), terms: Terms | None = None) -> None:
+        super().__init__(auxiliaries, terms)
+        self._teachers: dict[str, nn.Module] = {}
 
     @property
     def measures(self) -> tuple[Measure, ...]:
         return advised_measures([(each.name, each.measures) for each in self.auxiliaries])
 
+    @property
+    def _unsupervised(self) -> bool:
+        return self.terms.vr_loss == "unsupervised"
+
+    @property
+    def _has_teachers(self) -> bool:
+        """Whether there are networks besides VR: its slow copy, or what it was like before."""
+        return self.terms.vr_update == "ema" or (self.terms.vr_update == "train" and self._unsupervised)
+
+    def phases(self, per_epoch: int) -> list[Phase]:
+        (train,) = super().phases(per_epoch)
+        advisors = tuple(each.role.key for each in self.auxiliaries)
+        if self.terms.vr_update == "fixed":
+            train = train._replace(moves=(IP.key,))
+        must_know = self.terms.vr_update != "train" or self._unsupervised
+        if not must_know or self.terms.vr_start == "clean":
+            return [train]
+        return [Phase(PRETRAIN, "pre-training VR", self.terms.pretrain_epochs * per_epoch, advisors), train]
+
+    def equip(self, learners: Mapping[str, Learner]) -> None:
+        super().equip(learners)
+        self._teachers = {}
+        if self._has_teachers:
+            # Copies of the right shapes: what is in them is decided when IP's training begins.
+            self._teachers = {
+                each.role.key: copy.deepcopy(self.vr(each).network).requires_grad_(False) for each in self.auxiliaries
+            }
+
+    @property
+    def companions(self) -> dict[str, nn.Module]:
+        return {f"{key}_teacher": network for key, network in self._teachers.items()}
+
+    def begin(self, phase: Phase) -> None:
+        if phase.name != PRETRAIN:
+            for key, teacher in self._teachers.items():
+                teacher.load_state_dict(self.learners[key].network.state_dict())
+
+    def enter(self, phase: Phase) -> None:
+        super().enter(phase)
+        for teacher in self._teachers.values():
+            teacher.eval()
+        if phase.name != PRETRAIN and self.terms.vr_update == "fixed":
+            for each in self.auxiliaries:
+                self.vr(each).network.eval().requires_grad_(False)
+
     def losses(self, batch: Batch) -> Losses:
+        if self._pretrains:
+            return self.recognize_alone(batch.clean, batch)
         self._kept = Buffers(each.network for each in self.learners.values())
         enhanced, found = self.image_losses(batch)
+        if self._unsupervised or self.terms.vr_update == "ema":
+            return self._be_advised(enhanced, batch, found)
         return self.recognize(enhanced, batch, found)
 
+    def _be_advised(self, enhanced: Tensor, batch: Batch, found: Losses) -> Losses:
+        """The losses where the network that advises IP is not VR, or its target is not a label."""
+        import torch
+
+        own = []
+        for each in self.auxiliaries:
+            vr = self.vr(each).network
+            advisor = self._teachers[each.role.key] if self.terms.vr_update == "ema" else vr
+            output = advisor(enhanced)
+            with torch.no_grad():
+                target = self._teachers.get(each.role.key, vr)(batch.clean) if self._unsupervised else None
+            found.auxiliary += (self._vr_loss(each, output, batch, target),)
+            measured = {"aux_loss": found.auxiliary[-1].detach(), **each.measure(output.detach(), batch)}
+            found.measured |= {column(name, each.name, len(self.auxiliaries)): v for name, v in measured.items()}
+            if self.terms.vr_update == "ema":
+                own.append(self._vr_loss(each, vr(enhanced.detach()), batch, target))
+        found.own = tuple(own)
+        return found
+
+    @staticmethod
+    def _vr_loss(auxiliary: Auxiliary, output: Tensor, batch: Batch, target: Tensor | None) -> Tensor:
+        return auxiliary.loss(output, batch) if target is None else losses.agreement_loss(output, target)
+
     def update(self, found: Losses) -> Measurements:
+        if self._pretrains:
+            measured = self.update_alone(found)
+            del measured["skipped"]  # the column counts what happened to theta
+            return measured
         for each in self.auxiliaries:
             self.vr(each).optimizer.zero_grad()
         stats = self.move_ip(found)
-        self.move_vr(stats.skipped)
+        self.move_vr(found, stats.skipped)
         self._kept.restore_if(stats.skipped)
+        self._follow(stats.skipped)
         gates = {
-            column(name, each.name, len(self.auxiliaries)): values[k]
+            column(name, each.name, len(self.auxiliaries)): values[..., k].mean()
             for k, each in enumerate(self.auxiliaries)
             for name, values in (("cosine", stats.cosine), ("gate", stats.gate))
         }
         return found.measured | gates | {"skipped": stats.skipped}
 
-    def move_vr(self, skipped: Tensor) -> None:
-        """Steps phi with the gradient of ``L_VR``, unless ``skipped`` is 1."""
+    def move_vr(self, found: Losses, skipped: Tensor) -> None:
+        """Steps phi with the gradient of its loss, unless ``skipped`` is 1 or VR stays as it is."""
+        if self.terms.vr_update == "fixed":
+            return
+        for loss in found.own:  # a loss that does not reach IP has left no gradient yet
+            loss.backward()
         for each in self.auxiliaries:
             step_unless(skipped, self.vr(each))
+
+    def _follow(self, skipped: Tensor) -> None:
+        """Moves the slow copies towards VR."""
+        import torch
+
+        if self.terms.vr_update != "ema":
+            return
+        with torch.no_grad():
+            rate = (1 - self.terms.ema_decay) * (1 - skipped.float())
+            for key, teacher in self._teachers.items():
+                new = self.learners[key].network.state_dict()
+                for name, slow in teacher.state_dict().items():
+                    if slow.is_floating_point():
+                        slow.lerp_(new[name], rate.to(slow.dtype))
+                    else:
+                        slow.copy_(new[name])  # a count of batches, which skips with VR's own
+
+    @property
+    def _pretrains(self) -> bool:
+        return self.phase is not None and self.phase.name == PRETRAIN
 
 
 def advised_measures(auxiliaries: Sequence[tuple[str, Sequence[Measure]]]) -> tuple[Measure, ...]:

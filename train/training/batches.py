@@ -15,6 +15,7 @@ from train.degradations import Degradation
 from train.errors import RunError
 from train.seeds import stable_seed
 from train.strategies.base import Batch
+from train.training.augment import augmented
 
 
 class Key(NamedTuple):
@@ -31,15 +32,26 @@ class Crops(Dataset[Batch]):
     :param crop: side of the crops in pixels.
     :param seed: the run's seed.
     :param masks: whether the masks are cut out, too.
+    :param augment: whether crops are also turned, enlarged, shifted and brightened (:func:`train.training.augment`).
     :raises RunError: an image is smaller than a crop; the message names it.
     """
 
-    def __init__(self, subset: Subset, degrade: Degradation, *, crop: int, seed: int, masks: bool = False) -> None:
+    def __init__(
+        self,
+        subset: Subset,
+        degrade: Degradation,
+        *,
+        crop: int,
+        seed: int,
+        masks: bool = False,
+        augment: bool = False,
+    ) -> None:
         self.subset = subset
         self.degrade = degrade
         self.crop = crop
         self.seed = seed
         self.masks = masks
+        self.augment = augment
         small = next((i for i in range(len(subset)) if min(subset.size(i)) < crop), None)
         if small is not None:
             height, width = subset.size(small)
@@ -59,7 +71,8 @@ class Crops(Dataset[Batch]):
             pixels = pixels[..., top : top + self.crop, left : left + self.crop]
             return pixels.flip(-1) if mirrored else pixels
 
-        return cut(image), cut(self.subset.mask(key.image)) if self.masks else None
+        crop, mask = cut(image), cut(self.subset.mask(key.image)) if self.masks else None
+        return augmented(crop, mask, generator) if self.augment else (crop, mask)
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         cut = [self._cut(key) for key in keys]

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import gradprom_ext as gp
@@ -65,11 +65,19 @@ class Experiment:
         )
 
 
-def build(settings: Settings, data: ImageData, degrade: Degradation, *, device: torch.device) -> Experiment:
+def build(
+    settings: Settings,
+    data: ImageData,
+    degrade: Degradation,
+    *,
+    device: torch.device,
+    first: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> Experiment:
     """The objects of a run, its networks with fresh weights. What would fail in the run fails here, as :func:`rehearse`
     has found.
 
     :param degrade: what IP has to undo.
+    :param first: weights that networks begin with in the place of random ones, by the keys of their roles.
     :raises RunError: the settings do not fit the data or each other; nothing is made.
     """
     per_epoch = len(data.train) // settings.training.batch_size
@@ -96,11 +104,21 @@ def build(settings: Settings, data: ImageData, degrade: Degradation, *, device: 
         crop=settings.training.crop,
         seed=settings.training.seed,
         masks=any(each.masks for each in strategy.auxiliaries),
+        augment=settings.training.augment,
     )
     experiment = Experiment(
         strategy, strategy.phases(per_epoch), crops, settings.training.batch_size, settings.training.seed, device
     )
-    equip = partial(build_learners, settings, data, strategy, experiment.phases, scale=degrade.scale, device=device)
+    equip = partial(
+        build_learners,
+        settings,
+        data,
+        strategy,
+        experiment.phases,
+        scale=degrade.scale,
+        device=device,
+        first=first or {},
+    )
     strategy.equip(equip())
     rehearse(experiment, settings, data)
     strategy.equip(equip())
@@ -116,11 +134,29 @@ def build_strategy(settings: Settings, data: ImageData) -> Strategy:
     auxiliaries: list[Auxiliary] = []
     try:
         if kind.uses_auxiliaries:
-            auxiliaries = [AUXILIARIES.build(name, data=data) for name in settings.auxiliary.names]
+            auxiliaries = build_auxiliaries(settings, data)
     except RunError as error:
         raise RunError(f"--strategy {method.strategy} {error}") from error
-    terms = Terms(training.epochs, training.max_steps, method.pretrain_epochs, method.train_on)
+    terms = Terms(
+        epochs=training.epochs,
+        max_steps=training.max_steps,
+        pretrain_epochs=method.pretrain_epochs,
+        train_on=method.train_on,
+        vr_update=settings.auxiliary.vr_update,
+        vr_loss=settings.auxiliary.vr_loss,
+        vr_start=settings.auxiliary.vr_start,
+        ema_decay=settings.auxiliary.ema_decay,
+    )
     return kind(auxiliaries, terms)
+
+
+def build_auxiliaries(settings: Settings, data: ImageData) -> list[Auxiliary]:
+    """The tasks of the VRs, in their order.
+
+    :raises RunError: the data have not got what a task needs.
+    """
+    smoothing = settings.auxiliary.label_smoothing
+    return [AUXILIARIES.build(name, data=data, smoothing=smoothing) for name in settings.auxiliary.names]
 
 
 def build_learners(
@@ -131,10 +167,12 @@ def build_learners(
     *,
     scale: int,
     device: torch.device,
+    first: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, Learner]:
     """A network with fresh weights (which depend on the seed alone) and an optimizer for every role of ``strategy``.
 
     :param scale: by what factor IP enlarges.
+    :param first: weights that networks begin with, by the keys of their roles.
     :raises RunError: an option does not fit the data, or a file of weights does not fit a network.
     """
     training = settings.training
@@ -149,23 +187,42 @@ def build_learners(
         if (file := settings.values[name]) is not None:
             keys = [role.key for role in strategy.roles if (role.kind == "main") == (name == "ip_weights")]
             load_weights(file, {key: networks[key] for key in keys}, flag="--" + name.replace("_", "-"))
+    for key, weights in first.items():
+        networks[key].load_state_dict(weights)
     learners: dict[str, Learner] = {}
     for role in strategy.roles:
         network = networks[role.key]
         network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer: torch.optim.Optimizer
         if role.kind == "main":
-            weight = settings.auxiliary.aux_weight
-            gate: dict[str, Any] = {
-                "gate": settings.method.gate or strategy.gate,
-                "aux_weight": weight if len(weight) > 1 and strategy.auxiliaries else weight[0],
-            }
-            optimizer = ours(network.parameters(), lr=training.lr, **gate, **options)  # type: ignore[call-arg]
+            optimizer = ours(  # type: ignore[call-arg]
+                network.parameters(), lr=training.lr, **gate_of(settings, strategy), **options
+            )
         else:
             optimizer = pytorchs(network.parameters(), lr=training.vr_lr, fused=True, **options)  # type: ignore[call-arg]
         iterations = sum(phase.iterations for phase in phases if role.key in phase.moves)
         learners[role.key] = Learner(network, optimizer, LambdaLR(optimizer, partial(course, iterations)))
     return learners
+
+
+def gate_of(settings: Settings, strategy: Strategy) -> dict[str, Any]:
+    """What IP's optimizer is told about the auxiliaries."""
+    method, weight = settings.method, settings.auxiliary.aux_weight
+    concerned = settings.concerned
+    own = strategy.gate
+    gate: dict[str, Any] = {"gate": (method.gate if "gate" in concerned else None) or (own() if callable(own) else own)}
+    if strategy.aux_weight is not None:
+        gate["aux_weight"] = strategy.aux_weight
+    else:
+        gate["aux_weight"] = weight if len(weight) > 1 and strategy.auxiliaries else weight[0]
+    if "threshold" in concerned and method.threshold:
+        gate["threshold"] = method.threshold
+    if "granularity" in concerned:
+        gate["granularity"] = method.granularity
+    cap = method.aux_cap if "aux_cap" in concerned and method.aux_cap is not None else strategy.aux_cap
+    if cap is not None:
+        gate["aux_cap"] = cap
+    return gate
 
 
 def build_network(
@@ -209,6 +266,7 @@ def rehearse(experiment: Experiment, settings: Settings, data: ImageData) -> Non
                 f"(task {settings.degradation.task})"
             )
             hint = "a larger --batch-size or --crop"
+            strategy.begin(phase)
             strategy.enter(phase)
             order = experiment.order(phase._replace(iterations=min(phase.iterations, 1)))
             for keys in order:

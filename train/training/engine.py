@@ -77,6 +77,8 @@ class Engine:
 
     def _train_phase(self, phase: Phase, done: int, display: Display, stop: Stop) -> bool:
         experiment, strategy, cadence = self.experiment, self.strategy, self.cadence
+        if not done:
+            strategy.begin(phase)
         strategy.enter(phase)
         order = experiment.order(phase, done)
         with display.phase(phase.title, done, phase.iterations) as show:
@@ -142,7 +144,7 @@ class Engine:
                 (f"{key}_optimizer", learner.optimizer),
                 (f"{key}_schedule", learner.schedule),
             )
-        }
+        } | self.strategy.companions
 
 
 def _random_state() -> dict[str, Any]:

@@ -1,0 +1,118 @@
+"""VRs that have learned from clean images: what a fixed VR begins with, and the independent reader. Trained once, then
+kept in the cache under a key of everything they depend on."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+import models
+from train import losses
+from train.data.base import ImageData
+from train.data.cache import ArrayCache, file_sha256
+from train.degradations import Gaussian
+from train.outputs.run_folder import RunFolder
+from train.settings.naming import identity
+from train.settings.sections import Settings
+from train.training import augment, batches
+from train.training.build import build
+from train.training.engine import Cadence, Engine
+from train.training.progress import Display, stop_on_signal
+
+READER_SEED = 1000
+"""What is added to a run's seed to have that of its reader: it must not be the VR that the run began with."""
+
+_CODE = (augment, batches, losses, models.resnet, models.unet)
+_NOTHING = Gaussian(0.0)
+
+
+def clean_settings(settings: Settings, auxiliary: str, seed: int) -> Settings:
+    """The settings of the training of a VR on clean images: those of ``--strategy vr-only --train-on clean``.
+
+    :param settings: of the run that needs it.
+    :param auxiliary: its task.
+    """
+    own, clean = settings.auxiliary, settings.clean
+    crop = clean.clean_crop or settings.data.size
+    return settings.change(
+        {
+            "aux": auxiliary,
+            "aux_weight": own.aux_weight[:1],
+            "vr_weights": None,
+            "vr_start": "fresh",
+            "label_smoothing": clean.clean_smoothing if auxiliary == "dia" else 0.0,
+            "strategy": "vr-only",
+            "train_on": "clean",
+            "gate": None,
+            "threshold": 0.0,
+            "vr_lr": clean.clean_lr,
+            "batch_size": clean.clean_batch_size,
+            "crop": crop,
+            "epochs": clean.clean_epochs,
+            "max_steps": None,
+            "augment": clean.clean_augment,
+            "seed": seed,
+            "task": "denoise",
+            "sigma": 0.0,
+            "reader": False,
+            "evaluate_on": "test",
+            "resume": None,
+        }
+    )
+
+
+def clean_weights(
+    settings: Settings,
+    data: ImageData,
+    facts: Mapping[str, Any],
+    auxiliary: str,
+    *,
+    seed: int,
+    device: torch.device,
+    cache: ArrayCache,
+    display: Display,
+) -> dict[str, Tensor]:
+    """The weights of a VR that was trained on the clean training images of ``data``, from the cache or trained now.
+
+    :param settings: of the run that needs it; of these only those of VR and of section ``clean`` matter.
+    :param facts: the fingerprint of the data.
+    :param auxiliary: the VR's task.
+    :param seed: of its training.
+    :param display: shows the training.
+    :raises RunError: it cannot be trained with these settings.
+    :raises KeyboardInterrupt: a signal asked to stop.
+    """
+    own = clean_settings(settings, auxiliary, seed)
+    key = {
+        "run": identity(own, facts, degradation=str(_NOTHING)),
+        "code": [file_sha256(Path(str(module.__file__))) for module in _CODE],
+        "torch": torch.__version__,
+    }
+
+    def train() -> dict[str, np.ndarray]:
+        experiment = build(own, data, _NOTHING, device=device)
+        (role,) = experiment.strategy.roles
+        display.say(f"Training VR ({role.name}, seed {seed}) on clean images, once: it is kept in the cache.")
+        with tempfile.TemporaryDirectory() as scratch:
+            display.begin(experiment.strategy.measures, batch_size=experiment.batch_size, events=None)
+            # A checkpoint at the end alone: a training of minutes that is interrupted begins again.
+            engine = Engine(
+                experiment, RunFolder(Path(scratch)), Cadence(checkpoint_every=10**9), begun=time.monotonic()
+            )
+            with stop_on_signal() as stop:
+                if not engine.train(display, stop):
+                    raise KeyboardInterrupt
+        state = experiment.strategy.networks[role.key].state_dict()
+        weights = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
+        return {"weights": np.frombuffer(weights, np.uint8)}
+
+    found = cache.arrays(f"vr-{settings.data.dataset}-{auxiliary}", key, train)
+    return load(found["weights"].tobytes())
