@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from models import UnknownNameError
 from train.data import DATASETS, load
 from train.data.base import ImageData
 from train.data.cache import ArrayCache, default_cache_dir
@@ -29,6 +28,7 @@ from train.outputs.run_folder import RunFolder, new_folder
 from train.settings import Settings, to_json
 from train.settings.command_line import stored
 from train.settings.naming import identity, run_name
+from train.settings.sections import Data, known
 from train.strategies.auxiliary import AUXILIARIES, Auxiliary
 from train.training.build import Experiment, build, build_auxiliaries, build_network
 from train.training.clean import READER_SEED, clean_weights
@@ -180,7 +180,7 @@ class CleanVRs:
         if not settings.starts_clean:
             return {}
         return {
-            AUXILIARIES[name].role.key: self._weights(name, settings.training.seed)  # type: ignore[attr-defined]
+            AUXILIARIES[name].role.key: self._weights(name, self._seed)  # type: ignore[attr-defined]
             for name in settings.auxiliary.names
         }
 
@@ -193,9 +193,14 @@ class CleanVRs:
         found = []
         for key, task in tasks.items():
             network = build_network(settings, task.role, tasks, channels=self.data.channels, scale=1)
-            network.load_state_dict(self._weights(task.name, settings.training.seed + READER_SEED))
+            network.load_state_dict(self._weights(task.name, self._seed + READER_SEED))
             found.append((task, network.to(self.device)))
         return found
+
+    @property
+    def _seed(self) -> int:
+        own = self.settings.clean.clean_seed
+        return self.settings.training.seed if own is None else own
 
     def _weights(self, auxiliary: str, seed: int) -> dict[str, torch.Tensor]:
         cache = ArrayCache(default_cache_dir())
@@ -236,10 +241,9 @@ def look_up(settings: Settings) -> Degradation:
     :returns: what IP has to undo.
     :raises RunError: a name or an argument is not understood; the message lists those that are.
     """
-    try:
-        DATASETS[settings.data.dataset]
-    except UnknownNameError as error:
-        raise RunError(f"--dataset: {error}") from error
+    for name in ("dataset", "test_dataset"):
+        if settings.values[name] is not None:
+            known(name, DATASETS, settings.values[name])
     return parse(settings.degradation.task, sigma=settings.degradation.sigma)
 
 
@@ -271,11 +275,24 @@ def load_data(settings: Settings, *, progress: bool) -> ImageData:
     """
     given, output = settings.data, settings.output
     # A run that goes on knows where its data were. They may have moved; what it gets is compared with what it had.
-    formerly = stored(output.out).data.data_root if output.resume and output.out else None
+    before = stored(output.out).data if output.resume and output.out else None
+    data = _load(given, given.dataset, given.data_root, before and before.data_root, progress=progress)
+    if given.test_dataset is None:
+        return data
+    other = _load(given, given.test_dataset, given.test_root, before and before.test_root, progress=progress)
+    if other.source != data.source:
+        raise RunError(
+            f"{data.title} is {data.source} and {other.title} is {other.source}; give --source real or --source phantom"
+        )
+    foreign = dataclasses.replace(other.test, labels=None, masks=None)
+    return dataclasses.replace(data, test=foreign, title=f"{data.title}-to-{other.title}")
+
+
+def _load(given: Data, name: str, root: Path | None, formerly: Path | None, *, progress: bool) -> ImageData:
     try:
         return load(
-            given.dataset,
-            root=None if given.data_root == formerly else given.data_root,
+            name,
+            root=None if root == formerly else root,
             formerly=formerly,
             source=given.source,
             size=given.size,  # type: ignore[arg-type]

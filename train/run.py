@@ -23,9 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     give_user_a_name()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name with a letter that the terminal lacks is no crash
+    legible()
     try:
         return run(parse(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
@@ -38,6 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What is foreseen has a better message; this is for a file system that fails where none expected it to.
         print(f"Error: {printable(str(error.filename or 'a file'))}: {printable(reason(error))}", file=sys.stderr)
         return USER_ERROR
+
+
+def legible() -> None:
+    """Sees to it that a name with a letter that the terminal lacks is no crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def give_user_a_name() -> None:

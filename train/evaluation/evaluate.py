@@ -35,6 +35,9 @@ class Judge(Protocol):
     def masks(self) -> bool:
         """Whether an answer is an image."""
 
+    def can_score(self, subset: Subset) -> bool:
+        """Whether the images have what answers are compared with."""
+
     def scorer(self, subset: Subset) -> Scorer:
         """What gathers the answers about one kind of images."""
 
@@ -126,6 +129,7 @@ def evaluate(
     :param readers: networks that took no part in the training, with their tasks.
     """
     judges = [("", *each) for each in trained.judges] + [(READER, *each) for each in readers]
+    judges = [each for each in judges if each[1].can_score(subset)]
     for network in (*trained.networks.values(), *(network for _, network in readers)):
         network.eval()
     tiling = tiling or Tiling()

@@ -95,7 +95,7 @@ def _read(argv: Sequence[str], base: Settings, *, short: bool) -> Settings:
             values[f"{key}_options"] = None
         elif isinstance(options, _Unchecked):
             values[f"{key}_options"] = change_options(key, values[key], base.values[f"{key}_options"], vars(options))
-    for name in ("data_root", "out", "ip_weights", "vr_weights"):
+    for name in ("data_root", "test_root", "out", "ip_weights", "vr_weights"):
         values[name] = values[name] and expanded(values[name], flag(name))
     return from_values(values, base.preset)
 
@@ -219,8 +219,9 @@ def stored(folder: Path) -> Settings:
         raise RunError(f"{path} is missing, so there is nothing to continue; start the run again")
     try:
         settings = from_json(content)
-        data_root = settings.data.data_root and expanded(settings.data.data_root, flag("data_root"))
-        return settings.change({"data_root": data_root, "out": folder})
+        paths = {name: settings.values[name] for name in ("data_root", "test_root")}
+        paths = {name: path and expanded(path, flag(name)) for name, path in paths.items()}
+        return settings.change({**paths, "out": folder})
     except (ValueError, TypeError, RunError) as error:
         raise RunError(f"{path} does not hold the settings of a run: {error}") from error
 

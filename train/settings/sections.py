@@ -107,6 +107,10 @@ class Data(Section):
     )
     size: int | None = setting(128, "Side of the square images, in pixels; None: images as they are.", least=1)
     channels: Literal[1, 3] = setting(1, "1: gray images. 3: color.")
+    test_dataset: str | None = setting(
+        None, "Another data set, whose test images are enhanced in the place of this one's; its labels do not matter."
+    )
+    test_root: Path | None = setting(None, "Where that one is, as --data-root.", computes=False)
 
 
 @dataclass(frozen=True)
@@ -302,6 +306,13 @@ class Clean(Section):
         concerns="clean",
     )
     clean_augment: bool = setting(True, "As --augment.", concerns="clean")
+    clean_seed: int | None = setting(
+        None,
+        "Seed of these trainings; None: the run's own, so that every run has a start and a reader of its own. With a "
+        "number, all runs share them.",
+        least=0,
+        concerns="clean",
+    )
     clean_smoothing: float = setting(0.1, "As --label-smoothing.", least=0, most=0.99, concerns="clean")
 
 
@@ -440,7 +451,7 @@ class Settings:
     @property
     def without_paths(self) -> Settings:
         """The settings as they may be handed to other people: without names of folders (and thereby of users)."""
-        return self.change(dict.fromkeys(("data_root", "out", "resume", "ip_weights", "vr_weights")))
+        return self.change(dict.fromkeys(("data_root", "test_root", "out", "resume", "ip_weights", "vr_weights")))
 
 
 def change_options(key: str, network: str, options: Any, own: Mapping[str, Any]) -> Any:

@@ -62,8 +62,12 @@ class Auxiliary(ABC):
         """The ``measures`` of a batch, ``[]`` each, without a graph."""
 
     @abstractmethod
+    def can_score(self, subset: Subset) -> bool:
+        """Whether ``subset`` has what an answer is compared with."""
+
+    @abstractmethod
     def scorer(self, subset: Subset) -> Scorer:
-        """A new scorer for images of ``subset``."""
+        """A new scorer for images of ``subset``, which has what it needs."""
 
     def baseline(self, subset: Subset) -> dict[str, Any]:
         """What an answer that ignores the image achieves, as further keys of ``metrics.json``."""
@@ -81,7 +85,7 @@ class Diagnosis(Auxiliary):
     scores = (Score("accuracy", "diagnosis right", ".1%"),)
 
     def __init__(self, data: ImageData, smoothing: float = 0.0) -> None:
-        if data.train.labels is None or data.test.labels is None or data.num_classes < 2:
+        if data.train.labels is None or data.num_classes < 2:
             raise RunError(f"needs a diagnosis, and {data.name} has no two classes; use ip-only")
         self.num_classes = data.num_classes
         self.smoothing = smoothing
@@ -94,6 +98,9 @@ class Diagnosis(Auxiliary):
 
         known = batch.labels >= 0
         return {"accuracy": right(output, batch.labels).float().sum() / known.sum().clamp(min=1)}
+
+    def can_score(self, subset: Subset) -> bool:
+        return subset.labels is not None
 
     def scorer(self, subset: Subset) -> Scorer:
         return _Right(subset)
@@ -150,7 +157,7 @@ class Segmentation(Auxiliary):
     masks = True
 
     def __init__(self, data: ImageData, smoothing: float = 0.0) -> None:
-        if not all(each.has_masks for each in (data.train, data.test)) or data.num_mask_classes < 2:
+        if not data.train.has_masks or data.num_mask_classes < 2:
             raise RunError(f"needs masks for --aux seg, and {data.name} has none; use --aux dia or another data set")
         self.num_classes = data.num_mask_classes
 
@@ -163,6 +170,9 @@ class Segmentation(Auxiliary):
 
         assert batch.masks is not None
         return {"dice": overlap(confusion(output, batch.masks)).dice.float()}
+
+    def can_score(self, subset: Subset) -> bool:
+        return subset.has_masks
 
     def scorer(self, subset: Subset) -> Scorer:
         return _Overlap(subset, self.num_classes)

@@ -60,6 +60,7 @@ def clean_settings(settings: Settings, auxiliary: str, seed: int) -> Settings:
             "max_steps": None,
             "augment": clean.clean_augment,
             "seed": seed,
+            "clean_seed": None,
             "task": "denoise",
             "sigma": 0.0,
             "reader": False,

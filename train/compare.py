@@ -1,0 +1,127 @@
+"""Comparisons by one command: ``python -m train.compare --recipe NAME``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from train.errors import INTERRUPTED, USER_ERROR, RunError, reason
+from train.recipes import RECIPES
+from train.run import give_user_a_name, legible
+from train.text import printable, shell_word
+
+ABOUT = """Run the strategies and seeds of a recipe, and say whether GradProm helped: a table with confidence intervals,
+figures, a page and a verdict in plain words. A finished run is never repeated, and a stopped comparison goes on where it
+was: give the same command again."""
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.compare", description=ABOUT, allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="the recipes, with what each costs on this machine")
+    parser.add_argument("--recipe", metavar="NAME", help="which comparison")
+    parser.add_argument(
+        "--preset", choices=("quick", "paper"), default="quick", help="quick: two CPU cores; paper: a GPU"
+    )
+    parser.add_argument("--seeds", metavar="0,1,2", help="seeds in the place of the recipe's")
+    parser.add_argument("--strategies", metavar="A,B", help="only these arms of the recipe")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="changes",
+        help="a setting of all runs, as python -m train.run --help lists them; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--max-steps", type=int, help="steps of IP's training at most")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be run, and run nothing")
+    parser.add_argument("--out", type=Path, help="folder of the comparison (default: results-of/RECIPE)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    given = parser.parse_args(argv)
+    if not given.list and given.recipe is None:
+        parser.error("give --recipe NAME, or --list to see which there are")
+    return given
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line.
+
+    :returns: the exit status: 0, 2 (an error of the user's, explained on stderr) or 130 (interrupted).
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    give_user_a_name()
+    legible()
+    try:
+        return run(arguments(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except RunError as error:
+        print(f"Error: {printable(str(error))}", file=sys.stderr)
+        return USER_ERROR
+    except OSError as error:
+        print(f"Error: {printable(str(error.filename or 'a file'))}: {printable(reason(error))}", file=sys.stderr)
+        return USER_ERROR
+
+
+def run(given: argparse.Namespace) -> int:
+    """Does what the command line asks.
+
+    :raises RunError: something the user can put right.
+    """
+    from train.comparison.plan import Plan, read_changes, unknown
+
+    if given.list:
+        from train.comparison.cost import listing
+
+        print(listing(given.preset))
+        return 0
+    if given.recipe not in RECIPES:
+        raise RunError(unknown("--recipe", given.recipe, list(RECIPES), what="there is no recipe"))
+    if given.jobs < 1:
+        raise RunError(f"--jobs must be at least 1, not {given.jobs}")
+    base = read_changes(given.changes)
+    if given.max_steps is not None:
+        base["max_steps"] = given.max_steps
+    recipe = RECIPES.build(given.recipe)
+    strategies = None if given.strategies is None else [each.strip() for each in given.strategies.split(",")]
+    plan = Plan.made(given.recipe, recipe, given.preset, seeds=_seeds(given.seeds), arms=strategies, base=base)
+    if given.dry_run:
+        from train.comparison.cost import dry_run
+
+        print(dry_run(plan))
+        return 0
+    from train.comparison.execute import Interrupted, carry_out, choose, opened
+    from train.comparison.write import write
+
+    out = given.out or Path("results-of") / given.recipe
+
+    def say(text: str) -> None:
+        print(printable(text), flush=True)
+
+    with opened(out, plan):
+        try:
+            chosen = choose(plan, out, at_once=given.jobs, say=say)
+            jobs = plan.jobs(chosen)
+            carry_out(jobs, out, at_once=given.jobs, say=say, what="run")
+        except Interrupted:
+            say(f"Stopped. To go on, give the same command again: --out {shell_word(out)} has what is done.")
+            return INTERRUPTED
+        for line in write(plan, jobs, chosen, out):
+            say(line)
+    return 0
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(each) for each in text.split(",")]
+    except ValueError:
+        raise RunError(f"--seeds {text}: write whole numbers, such as --seeds 0,1,2") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Comparisons: a recipe becomes runs, and runs become a verdict."""

@@ -1,0 +1,149 @@
+"""What a comparison costs, before it is run: the arithmetic of its networks, divided by how fast this machine is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+from train.comparison.plan import Job, Plan
+from train.recipes import RECIPES
+from train.recipes.base import Preset
+from train.settings import Settings
+from train.settings.sections import NETWORKS
+
+# Of a run besides its steps, in seconds: start, decoding from the cache, evaluation. Measured on two CPU cores with the
+# recipes of preset quick.
+_BESIDES = 12.0
+
+
+def listing(preset: Preset) -> str:
+    """The recipes, each with the number of its runs and their estimated time on this machine."""
+    lines = []
+    for name in RECIPES:
+        recipe = RECIPES.build(name)
+        plan = Plan.made(name, recipe, preset)
+        jobs = _all(plan)
+        lines.append(f"{name:<20} {len(jobs):>3} runs, about {_time(estimate(jobs)):>9}   {recipe.title}")
+    return "\n".join(lines)
+
+
+def dry_run(plan: Plan) -> str:
+    """Every run of a comparison, what is chosen how, and what it costs."""
+    jobs = _all(plan)
+    lines = [plan.recipe.title, plan.recipe.question, ""]
+    trials = [job for job in jobs if job.value is not None]
+    if trials:
+        tuning = plan.recipe.tuning
+        assert tuning is not None
+        lines.append(
+            f"{len(trials)} trials choose {tuning.setting} by validation images: {', '.join(map(str, tuning.values))} for "
+            f"each arm, with {tuning.share:.0%} of the steps"
+        )
+    for job in plan.jobs({}):
+        lines.append(f"{job.folder}: {_words(job.settings)}")
+    return "\n".join([*lines, "", f"{len(jobs)} runs, about {_time(estimate(jobs))} on this machine"])
+
+
+def _words(settings: Settings) -> str:
+    own = settings.values
+    shown = ["dataset", "task", "sigma", "strategy", "aux", "aux_weight", "aux_cap", "vr_update", "vr_loss", "vr_start"]
+    concerned = settings.concerned
+    told = {name: own[name] for name in shown if name in concerned and own[name] is not None}
+    return ", ".join(f"{name} {_plain(value)}" for name, value in told.items())
+
+
+def _plain(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _all(plan: Plan) -> list[Job]:
+    trials = [job for condition in plan.conditions for arm in plan.arms for job in plan.trials(condition, arm)]
+    return trials + plan.jobs({})
+
+
+def _time(seconds: float) -> str:
+    return str(timedelta(minutes=max(1, round(seconds / 60))))[:-3] + " h"
+
+
+def estimate(jobs: Sequence[Job]) -> float:
+    """Seconds that the jobs take on this machine, one after the other; the VRs of clean images are counted once each."""
+    total, clean = 0.0, set()
+    for job in jobs:
+        settings = job.settings
+        total += _BESIDES + _steps(settings) * _step(settings) / speed()
+        for auxiliary in settings.auxiliary.names if settings.needs_clean_vr else ():
+            for kind in ("start",) * settings.starts_clean + ("reader",) * settings.evaluation.reader:
+                seed = settings.training.seed if settings.clean.clean_seed is None else settings.clean.clean_seed
+                key = (kind, auxiliary, seed, settings.auxiliary.vr, settings.data.dataset)
+                if key not in clean:
+                    clean.add(key)
+                    total += _clean(settings, auxiliary) / speed()
+    return total
+
+
+IMAGES = {"covidct": 425, "isic2018": 1815, "camus": 1260, "lizard": 1000, "drimdb": 150}
+"""Training images of a data set, about: an estimate must not have to decode them."""
+
+
+def _steps(settings: Settings) -> int:
+    images = IMAGES.get(settings.data.dataset, 500)
+    steps = settings.training.epochs * max(1, images // settings.training.batch_size)
+    return min(steps, settings.training.max_steps or steps)
+
+
+def _clean(settings: Settings, auxiliary: str) -> float:
+    side = settings.clean.clean_crop or settings.data.size or 128
+    images = settings.clean.clean_epochs * IMAGES.get(settings.data.dataset, 500)
+    return 3 * images * _operations(settings, "vr" if auxiliary == "dia" else "seg", side)
+
+
+def _step(settings: Settings) -> float:
+    """Operations of a step of IP's training: a forward pass and one backward pass per loss, each of which is two."""
+    kind, training = settings.method.kind, settings.training
+    ip = _operations(settings, "ip", training.crop) if kind.trains_ip else 0.0
+    total = 3 * ip
+    for auxiliary in settings.auxiliary.names if kind.uses_auxiliaries else ():
+        vr = _operations(settings, "vr" if auxiliary == "dia" else "seg", training.crop)
+        total += 2 * ip + 3 * vr
+    return total * training.batch_size
+
+
+def _operations(settings: Settings, key: str, side: int) -> float:
+    """Floating-point operations of a network's forward pass on one image."""
+    return _counted(key, settings.values[key], settings.values[f"{key}_options"], settings.data.channels, side)
+
+
+@cache
+def _counted(key: str, name: str, options: Any, channels: int, side: int) -> float:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape = {} if key == "ip" else {"num_classes": 2}
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = NETWORKS[key].build(name, options, channels=channels, **shape).eval()
+        network(torch.empty(1, channels, side, side))
+    return float(counter.get_total_flops())
+
+
+@cache
+def speed() -> float:
+    """Operations per second that this machine does in the training of small convolutional networks."""
+    import torch
+    from torch import nn
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = nn.Sequential(*(nn.Conv2d(32, 32, 3, padding=1) for _ in range(4))).to(device)
+    images = torch.rand(4, 32, 64, 64, device=device)
+    operations = 3 * 4 * 4 * 2 * 32 * 32 * 9 * 64 * 64
+    rounds, begun = 0, 0.0
+    while rounds < 3 or time.monotonic() - begun < 0.5:
+        network(images).square().mean().backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        rounds += 1
+        if rounds == 2:  # the first ones choose algorithms
+            begun = time.monotonic()
+    return operations * (rounds - 2) / (time.monotonic() - begun)
