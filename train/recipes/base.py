@@ -108,6 +108,8 @@ class Recipe:
         for what, names in (("arm", [e.name for e in self.arms]), ("condition", [e.name for e in self.conditions])):
             if len(set(names)) != len(names):
                 raise ValueError(f"{self.title}: an {what} is named twice")
+        if commas := [each.name for each in self.arms if "," in each.name]:
+            raise ValueError(f"{self.title}: a comma separates arms on the command line, and {commas[0]!r} has one")
 
 
 RECIPES: Registry[Recipe] = Registry("recipe")

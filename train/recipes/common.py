@@ -41,4 +41,4 @@ LAMBDAS = Tuning("aux_weight", ((1e-3,), (1e-2,), (1e-1,)))
 
 def fixed(arm: Arm) -> Arm:
     """The arm with a VR that has learned from clean images and stays as it is."""
-    return Arm(f"{arm.name}, fixed VR", {**arm.settings, **FIXED})
+    return Arm(f"{arm.name} (fixed VR)", {**arm.settings, **FIXED})

@@ -1,7 +1,7 @@
 """Denoising of chest CT with a diagnosis as the auxiliary."""
 
-from train.recipes.base import RECIPES, Arm, Recipe
-from train.recipes.common import FIXED, FROZEN, GRADPROM, IP_ONLY, JOINT, LAMBDAS, QUICK_CT, SOFT, fixed
+from train.recipes.base import RECIPES, Recipe
+from train.recipes.common import CAPPED, CAPPED_SOFT, FROZEN, GRADPROM, IP_ONLY, JOINT, LAMBDAS, QUICK_CT, SOFT, fixed
 
 
 @RECIPES.register("covidct-denoise")
@@ -18,7 +18,9 @@ def covidct_denoise() -> Recipe:
             GRADPROM,
             SOFT,
             fixed(GRADPROM),
-            Arm("capped, fixed VR", {"strategy": "gradprom-capped", **FIXED}),
+            fixed(CAPPED),
+            fixed(CAPPED_SOFT),
         ),
+        seeds=(0, 1, 2, 3, 4),
         tuning=LAMBDAS,
     )
