@@ -388,7 +388,7 @@ def draw(
     titled: dict[str, Any] = {"title": name, "source": data.source}
 
     def diagnosis(row: int) -> str:
-        return "" if labels is None else f"{data.class_names[labels[row]]}, "
+        return "" if labels is None or labels[row] < 0 else f"{data.class_names[labels[row]]}, "
 
     # An image of NaN is the worst one; where scores are equal, as at the cap, the order is that of the data set.
     quality = evaluation.enhanced or evaluation.degraded

@@ -127,6 +127,7 @@ def _find(dataset: DataSet, place: Path) -> Path | None:
         raise DataError(f"the data root {place} is a file; give the folder that holds {dataset.folder or 'the images'}")
     # The last two are what a branch of a GitHub repository unpacks to.
     names = [f"{dataset.folder}{end}" for end in ("", "-master", "-main")] if dataset.folder else []
+    names += dataset.copies
     return next((path for path in (place, *(place / name for name in names)) if dataset.is_at(path)), None)
 
 

@@ -90,7 +90,7 @@ class Subset:
 
     :param images: ``uint8``, ``uint16`` or ``float32``, ``[N, H, W, C]``, or N images of different sizes; often a
         read-only memory map of the cache. In the units of the files: :meth:`image` and :meth:`tensor` are in [0, 1].
-    :param labels: ``int64 [N]`` class indices, or ``None``.
+    :param labels: ``int64 [N]`` class indices, -1 where an image's class is not known, or ``None``.
     :param masks: ``uint8 [N, H, W]`` class index of each pixel, or N masks of the images' sizes, or ``None``.
     :param names: a stable identifier per image (its official file name); it seeds the image's degradation.
     :param patients: whose each image is, or ``None`` where that is not known.
@@ -300,7 +300,7 @@ class Example:
     :param id: unique in the data set and stable (the official file name): it seeds the image's degradation.
     :param image: how it is read.
     :param mask: how its mask is read, of the same size, if there is one.
-    :param label: index of its class, if it has one.
+    :param label: index of its class, if that is known.
     :param patient: whose it is, if that is known.
     """
 
@@ -313,7 +313,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Listing:
-    """A data set before anything is decoded. Either all examples have a label, or none has; likewise masks.
+    """A data set before anything is decoded. Either all examples have a mask, or none has.
 
     :param splits: the examples of each split, in their order.
     :param class_names: what the labels mean.
@@ -335,12 +335,14 @@ class DataSet(ABC):
     :cvar name: its name on the command line.
     :cvar title: its name in sentences.
     :cvar folder: the name of its folder inside a data root; empty where a root is the data set's folder itself.
+    :cvar copies: names of folders that hold other versions of it (reduced images, say), the preferred one first.
     :cvar homepage: where a person gets it.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     folder: ClassVar[str] = ""
+    copies: ClassVar[tuple[str, ...]] = ()
     homepage: ClassVar[str] = ""
 
     @abstractmethod

@@ -53,7 +53,10 @@ def decoded(
         lambda: _build(listing, view, what=f"Decoding {dataset.title}", progress=progress),
     )
     low, high, mask_classes = arrays["facts"].tolist()
-    subsets: dict[str, Any] = {split: _subset(listing.splits[split], split, arrays, (low, high)) for split in SPLITS}
+    labelled = any(example.label is not None for example in _examples(listing))
+    subsets: dict[str, Any] = {
+        split: _subset(listing.splits[split], split, arrays, (low, high), labelled=labelled) for split in SPLITS
+    }
     mask_names = tuple(map(str, range(int(mask_classes)))) if listing.mask_names is None else listing.mask_names
     if len(mask_names) < mask_classes:
         raise DataError(f"the masks of {dataset.title} have {mask_classes:.0f} classes, not {len(mask_names)}")
@@ -83,9 +86,9 @@ def _check(listing: Listing, dataset: DataSet) -> None:
     examples = _examples(listing)
     if len({example.id for example in examples}) < len(examples):
         raise ValueError(f"two images of {dataset.title} have the same id")
-    for what, some in (("label", [e.label for e in examples]), ("mask", [e.mask for e in examples])):
-        if None in some and any(each is not None for each in some):
-            raise ValueError(f"some images of {dataset.title} have a {what}, and others have none")
+    masks = [example.mask for example in examples]
+    if None in masks and any(each is not None for each in masks):
+        raise ValueError(f"some images of {dataset.title} have a mask, and others have none")
     if any(example.label is not None and not 0 <= example.label < len(listing.class_names) for example in examples):
         raise ValueError(f"a label of {dataset.title} has no name")
 
@@ -112,7 +115,9 @@ def _identity(reader: readers.Reader) -> list[str]:
     return [type(reader).__name__, *(repr(value) for value in values if not isinstance(value, Path))]
 
 
-def _subset(examples: Any, split: str, arrays: Mapping[str, np.ndarray], value_range: tuple[float, float]) -> Subset:
+def _subset(
+    examples: Any, split: str, arrays: Mapping[str, np.ndarray], value_range: tuple[float, float], *, labelled: bool
+) -> Subset:
     def stored(kind: str) -> Arrays | None:
         if (found := arrays.get(f"{split}-{kind}")) is None:
             return None
@@ -121,13 +126,13 @@ def _subset(examples: Any, split: str, arrays: Mapping[str, np.ndarray], value_r
 
     images = stored("images")
     assert images is not None
-    labels = [example.label for example in examples]
+    labels = [-1 if example.label is None else example.label for example in examples]
     known = any(example.patient is not None for example in examples)
     # An image of which no patient is known is counted as the only one of its own.
     patients = tuple(example.id if example.patient is None else example.patient for example in examples)
     return Subset(
         images=images,
-        labels=None if not labels or None in labels else np.array(labels, np.int64),
+        labels=np.array(labels, np.int64) if labelled and labels else None,
         masks=stored("masks"),
         names=tuple(example.id for example in examples),
         patients=patients if known else None,

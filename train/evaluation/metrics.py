@@ -137,8 +137,9 @@ def right(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def majority_share(labels: np.ndarray | None) -> float | None:
-    """How often the commonest class is right: what a diagnosis that ignores the image achieves."""
-    return None if labels is None else float(np.bincount(labels).max() / len(labels))
+    """How often the commonest class is right: what a diagnosis that ignores the image achieves, of those that are known."""
+    known = np.empty(0, np.int64) if labels is None else labels[labels >= 0]
+    return float(np.bincount(known).max() / len(known)) if len(known) else None
 
 
 def confusion(logits: Tensor, masks: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ def summary(metrics: Metrics, folder: Path) -> Group:
     if metrics["vr"] is not None:
         vr = (
             f"{metrics['vr']}, {metrics['vr_parameters']:,} parameters "
-            f"(always the same answer would be {metrics['accuracy_majority']:.1%} right)"
+            f"(always the same answer would be {_number(metrics['accuracy_majority'], '.1%')} right)"
         )
     elif metrics.get("seg") is not None:
         vr = ""
