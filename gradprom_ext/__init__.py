@@ -16,6 +16,7 @@ from .backends import available_backends
 from .functional import gradient_stats, gradprom_
 from .optim import GradPromAdam, GradPromAdamW, GradPromSGD
 from .policy import AlwaysGate, GatePolicy, HardGate, NeverGate, ProjectGate, SoftGate
+from .published import GradVacGate, MGDAGate, PCGradGate
 from .settings import StepSettings
 from .stats import GateStats
 from .version import __version__
@@ -27,9 +28,12 @@ __all__ = [
     "GradPromAdam",
     "GradPromAdamW",
     "GradPromSGD",
+    "GradVacGate",
     "HardGate",
+    "MGDAGate",
     "NeverGate",
     "NonFiniteGradientError",
+    "PCGradGate",
     "ProjectGate",
     "SoftGate",
     "StepSettings",

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,6 +98,15 @@ class GatePolicy(ABC):
         :returns: ``main_weight`` ``[...]`` and ``gate`` ``[..., K]``, the weights before lambda. A weight of exactly 0
             deselects its gradient; nothing is multiplied by it.
         """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a policy remembers from step to step, tensors by their names; empty for one that remembers nothing. An
+        optimizer's ``state_dict`` carries it under ``"gate"`` where it is not empty."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most policies remember nothing
+        """Takes what :meth:`state_dict` returned; that of another type of policy too, since a run may be resumed with
+        another gate. Empty: as if no step had been taken."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -141,9 +141,15 @@ class GradPromOptimizer(torch.optim.Optimizer):
                     value = torch.as_tensor(own["step"], dtype=torch.float32, device=param.device)
                     own["step"] = value.detach().clone().reshape(())
 
+    def state_dict(self) -> dict[str, Any]:
+        """As in ``torch.optim``; with ``"gate"`` where the gate is a policy that remembers something."""
+        gate = self._work.config.policy.state_dict()
+        return {**super().state_dict(), **({"gate": gate} if gate else {})}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in ``torch.optim``, whose state dicts can be loaded too. :attr:`skipped_steps` goes on counting."""
         super().load_state_dict(state_dict)
+        self._work.config.policy.load_state_dict(state_dict.get("gate", {}))
         if not self._rule.master_weights:
             return
         # torch.optim casts every state to the parameter's type; masters and their moments are wider.

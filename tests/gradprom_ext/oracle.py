@@ -17,6 +17,7 @@ class Decision(NamedTuple):
     cosine: np.ndarray  # [K]
     gate: np.ndarray  # [K]
     combined: list[np.ndarray | None]  # per parameter, float64, before clipping
+    cap: np.ndarray  # [K]
 
 
 def to_numpy(t: Tensor) -> np.ndarray:
@@ -36,14 +37,17 @@ def decide(
     gate: str,
     aux_weight: float | Sequence[float] = 1.0,
     threshold: float = 0.0,
+    aux_cap: float | None = None,
 ) -> Decision:
     weights = [aux_weight] * len(aux) if isinstance(aux_weight, float) else list(aux_weight)
     g0 = flat(main, params)
     total = g0.copy()
-    cosines, gates = [], []
+    cosines, gates, caps = [], [], []
     for weight, grads in zip(weights, aux, strict=True):
         g = flat(grads, params)
         n0, n = np.linalg.norm(g0), np.linalg.norm(g)
+        longest = np.inf if aux_cap is None or weight == 0 or n == 0 else aux_cap * n0
+        cap = float(longest / n / abs(weight)) if longest < abs(weight) * n else 1.0
         # Normalise first: the product of two tiny or huge norms may leave the range of float64.
         cosine = float(np.dot(g0 / n0, g / n)) if n0 > 0 and n > 0 else 0.0
         if gate == "hard":
@@ -59,9 +63,10 @@ def decide(
         if gate == "project" and cosine < 0:
             g = g - np.dot(g, g0) / np.dot(g0, g0) * g0
         if value != 0.0:
-            total = total + value * weight * g
+            total = total + value * (weight * cap) * g
         cosines.append(cosine)
         gates.append(value)
+        caps.append(cap)
     combined: list[np.ndarray | None] = []
     offset = 0
     for i, p in enumerate(params):
@@ -69,4 +74,4 @@ def decide(
         missing = main[i] is None and all(grads[i] is None for grads in aux)
         combined.append(None if missing else piece)
         offset += p.numel()
-    return Decision(np.array(cosines), np.array(gates), combined)
+    return Decision(np.array(cosines), np.array(gates), combined, np.array(caps))

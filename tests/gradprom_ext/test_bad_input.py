@@ -91,6 +91,10 @@ ARGUMENTS = [
     ({"gate": gp.HardGate(), "threshold": 0.1}, "give it to HardGate(threshold=0.0) itself"),
     ({"granularity": "layer"}, "granularity must be 'global' or 'tensor', got 'layer'"),
     ({"nonfinite": "ignore"}, "nonfinite must be 'skip' or 'raise', got 'ignore'"),
+    ({"aux_cap": 0.0}, "aux_cap must be a finite number > 0 or None, got 0.0 (gate='never' adds nothing)"),
+    ({"aux_cap": -1.0}, "aux_cap must be a finite number > 0 or None, got -1.0"),
+    ({"aux_cap": NAN}, "aux_cap must be a finite number > 0 or None, got nan"),
+    ({"aux_cap": float("inf")}, "aux_cap must be a finite number > 0 or None, got inf"),
     ({"max_grad_norm": 0.0}, "max_grad_norm must be positive or None, got 0.0"),
     ({"backend": "abacus"}, "unknown backend 'abacus'; choose 'auto' or one of 'c"),
 ]

@@ -20,15 +20,23 @@ from .problems import GATES, HalfGate, problem
 def check_step(params, main, aux, backend, *, lr=0.1, **kwargs):
     before = [p.clone() for p in params]
     expected = oracle.decide(
-        before, main, aux, kwargs.get("gate", "hard"), kwargs.get("aux_weight", 1.0), kwargs.get("threshold", 0.0)
+        before,
+        main,
+        aux,
+        kwargs.get("gate", "hard"),
+        kwargs.get("aux_weight", 1.0),
+        kwargs.get("threshold", 0.0),
+        kwargs.get("aux_cap"),
     )
     stats = gp.gradprom_(params, main, aux, lr=lr, backend=backend, **kwargs)
     np.testing.assert_allclose(stats.cosine.numpy(), expected.cosine, rtol=0, atol=1e-9)
     np.testing.assert_allclose(stats.gate.numpy(), expected.gate, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(stats.cap.numpy(), expected.cap, rtol=1e-9)
     for i, (p, old, c) in enumerate(zip(params, before, expected.combined, strict=True)):
         exact = oracle.to_numpy(old) - (0 if c is None else lr * c)
         # The classical bound for a sum in float32: one rounding of at most 2^-24 per operation, of what it adds up.
-        weights = [float(stats.main_weight), *(stats.gate * torch.tensor(kwargs.get("aux_weight", 1.0))).tolist()]
+        aux_weight = stats.gate * stats.cap * torch.tensor(kwargs.get("aux_weight", 1.0))
+        weights = [float(stats.main_weight), *aux_weight.tolist()]
         terms = [lr * w * oracle.to_numpy(g[i]) for w, g in zip(weights, [main, *aux], strict=True) if g[i] is not None]
         magnitude = np.abs(oracle.to_numpy(old)) + np.abs(terms).sum(0)
         assert np.all(np.abs(oracle.to_numpy(p) - exact) <= (len(aux) + 3) * 2.0**-24 * magnitude)

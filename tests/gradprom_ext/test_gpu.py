@@ -250,13 +250,13 @@ def first_states(rule: str, params: Sequence[Tensor], g: torch.Generator) -> lis
     return states
 
 
-def oracle_decision(case_params, main, aux, gate, weights, granularity):
+def oracle_decision(case_params, main, aux, gate, weights, granularity, aux_cap):
     """Cosines, gates and combined gradients, one row per parameter or one for all."""
     if granularity == "global":
-        one = oracle.decide(case_params, main, aux, gate, weights)
+        one = oracle.decide(case_params, main, aux, gate, weights, aux_cap=aux_cap)
         return one.cosine, one.gate, one.combined
     rows = [
-        oracle.decide([p], [m], [[gs[i]] for gs in aux], gate, weights)
+        oracle.decide([p], [m], [[gs[i]] for gs in aux], gate, weights, aux_cap=aux_cap)
         for i, (p, m) in enumerate(zip(case_params, main, strict=True))
     ]
     combined = [row.combined[0] for row in rows]
@@ -273,6 +273,7 @@ def case(kind: str, seed: int) -> Case:
     gate = r.choice(("hard", "soft", "always", "never", "project"))
     granularity = r.choice(("global", "global", "tensor"))
     clip = r.choice((None, 1.0))
+    aux_cap = None if seed % 2 else 0.4
     types = r.choice(([torch.float32], [torch.bfloat16], [torch.float16], FLOATS))
     # Auxiliary gradients may be of other types than the parameters. Triton compiles a kernel for every combination, so
     # there are no more of them than there are types.
@@ -290,7 +291,7 @@ def case(kind: str, seed: int) -> Case:
     main = [gradient(p, None, p.dtype) for p in params]  # PyTorch wants .grad to have the parameter's type
     aux = [[gradient(p, m, aux_types[p.dtype]) for p, m in zip(params, main, strict=True)] for _ in range(num_aux)]
     states = first_states(rule, params, g)
-    cosine, gates, combined = oracle_decision(params, main, aux, gate, weights, granularity)
+    cosine, gates, combined = oracle_decision(params, main, aux, gate, weights, granularity, aux_cap)
     norm = float(np.sqrt(sum(float(np.sum(np.square(c))) for c in combined if c is not None)))
     factor = 1.0 if clip is None else min(1.0, clip / (norm + 1e-6))
 
@@ -302,7 +303,13 @@ def case(kind: str, seed: int) -> Case:
             types_of = {k: v.dtype if k == "step" else torch.float64 for k, v in state.items()}
             other.state[p].update({k: v.to(types_of[k], copy=True) for k, v in state.items()})
     other.step()
-    kwargs = {"gate": gate, "aux_weight": weights, "granularity": granularity, "max_grad_norm": clip}
+    kwargs = {
+        "gate": gate,
+        "aux_weight": weights,
+        "granularity": granularity,
+        "aux_cap": aux_cap,
+        "max_grad_norm": clip,
+    }
     return Case(rule, kwargs, params, main, aux, states, cosine, gates, norm, [p.detach() for p in wide],
                 [dict(other.state[p]) for p in wide])  # fmt: skip
 

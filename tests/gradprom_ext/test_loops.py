@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
 import gradprom_ext as gp
+from gradprom_ext import settings
 
 from .problems import CASES, feed, twins
 
@@ -251,9 +252,8 @@ def test_unknown_arguments_of_the_functions():
 @pytest.mark.parametrize("function", [gp.GradPromSGD, gp.GradPromAdam, gp.GradPromAdamW, gp.gradprom_])
 def test_help_shows_every_argument(function):
     parameters = inspect.signature(function).parameters
-    assert {"aux_weight", "gate", "threshold", "granularity", "max_grad_norm", "nonfinite", "backend"} <= set(
-        parameters
-    )
+    assert set(settings.DEFAULTS) <= set(parameters)
+    assert set(settings.DEFAULTS) == set(gp.StepSettings.__annotations__)
     assert all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     assert parameters["gate"].default == "hard"
 

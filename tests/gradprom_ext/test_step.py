@@ -35,12 +35,13 @@ def train(backend: str, **kwargs):
 
 
 @pytest.mark.parametrize("gate", ["hard", "project", HalfGate()])
+@pytest.mark.parametrize("aux_cap", [None, 0.8])
 @pytest.mark.parametrize("granularity", ["global", "tensor"])
 @pytest.mark.parametrize("split", [[[0, 2, 4], [1, 3, 5]], [[5, 0], [4, 3], [1, 2]]])
-def test_several_plans_take_one_decision(backend, monkeypatch, split, granularity, gate):
-    expected = train(backend, granularity=granularity, gate=gate)
+def test_several_plans_take_one_decision(backend, monkeypatch, split, granularity, aux_cap, gate):
+    expected = train(backend, granularity=granularity, aux_cap=aux_cap, gate=gate)
     monkeypatch.setattr(_step, "shares_by_device", lambda params: [(torch.device("cpu"), share) for share in split])
-    actual = train(backend, granularity=granularity, gate=gate)
+    actual = train(backend, granularity=granularity, aux_cap=aux_cap, gate=gate)
     assert actual[3] == expected[3] == 1
     for a, e in zip(actual[:2], expected[:2], strict=True):
         torch.testing.assert_close(a, e, rtol=1e-11, atol=1e-12)
