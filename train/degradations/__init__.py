@@ -14,6 +14,7 @@ from train.degradations.blur import Blur
 from train.degradations.chain import Chain
 from train.degradations.downsample import Downsample
 from train.degradations.gaussian import Gaussian
+from train.degradations.jpeg import Jpeg
 from train.degradations.parsing import choices, parse
 from train.degradations.poisson import Poisson
 from train.degradations.remedies import enlarge
@@ -26,6 +27,7 @@ __all__ = [
     "Degradation",
     "Downsample",
     "Gaussian",
+    "Jpeg",
     "Poisson",
     "choices",
     "enlarge",

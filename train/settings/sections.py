@@ -119,7 +119,7 @@ class Degradation(Section):
 
     task: str = setting(
         "denoise",
-        "What IP has to undo: denoise, sr2, sr4, or degradations with their arguments, joined by +, such as "
+        "What IP has to undo: denoise, sr2, sr3, sr4, mixture, or degradations with their arguments, joined by +, such as "
         "poisson:30+blur:1.5. (--task list shows them all.)",
     )
     sigma: float = setting(0.1, "Standard deviation of the noise of task denoise, for images in [0, 1].", least=0)
