@@ -152,6 +152,7 @@ def _check_remedy(degrade: Degradation, clean: torch.Tensor, degraded: torch.Ten
     restored = degrade.restore_batch(degraded)
     if degrade.remedy is None:
         assert restored is None
+        assert degrade.remedies == {}
         assert degrade.restore(degraded[0]) is None
         return
     assert restored is not None
@@ -165,10 +166,10 @@ def _check_remedy(degrade: Degradation, clean: torch.Tensor, degraded: torch.Ten
         shown = degraded.repeat_interleave(degrade.scale, 2).repeat_interleave(degrade.scale, 3)
     assert restored.isfinite().all()
     assert not gains or (psnr(restored, clean) > psnr(shown, clean)).all(), "the remedy does not restore"
-    key = repr(degrade.remedy_settings)
-    for name, value in vars(degrade).items():
-        if isinstance(value, float):
-            assert repr(value) in key, f"remedy_settings lacks {name}, and a cache of scores is keyed by it"
+    for remedy in degrade.remedies.values():
+        for name, value in vars(degrade).items():
+            if isinstance(value, float):
+                assert repr(value) in repr(remedy.settings), f"{remedy.title} lacks {name}, and a cache is keyed by it"
 
 
 def psnr(images: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:

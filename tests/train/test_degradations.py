@@ -439,7 +439,10 @@ class TestParse:
             ("", ["empty part", "gaussian:SIGMA"]),
             ("gaussian:0.1+", ["empty part", "gaussian:0.1+"]),
             ("gaussian:0.1++blur:1", ["empty part"]),
-            ("denoize", ["'denoize'", "denoise, sr2, sr3, sr4, mixture (blur:1+poisson:50+gaussian:0.05), ", "poisson:PEAK"]),
+            (
+                "denoize",
+                ["'denoize'", "denoise, sr2, sr3, sr4, mixture (blur:1+poisson:50+gaussian:0.05), ", "poisson:PEAK"],
+            ),
             ("poisson:30+blurr:1", ["'blurr:1'", "unknown degradation 'blurr'"]),
             ("gaussian:x", ["sigma must be a number, not 'x'", "gaussian:SIGMA"]),
             ("gaussian:", ["sigma must be a number, not ''"]),
@@ -468,7 +471,9 @@ class TestParse:
         assert {re.split("[: ]", name)[0] for name in choices()} == {*DEGRADATIONS, *ALIASES}
 
 
-@pytest.mark.parametrize("degrade", [Gaussian(0.1), Downsample(2), Poisson(30), Blur(1), Jpeg(10), parse("blur:1+gaussian:0.1")])
+@pytest.mark.parametrize(
+    "degrade", [Gaussian(0.1), Downsample(2), Poisson(30), Blur(1), Jpeg(10), parse("blur:1+gaussian:0.1")]
+)
 class TestEveryDegradation:
     def test_bad_batches(self, degrade: object, clean: torch.Tensor) -> None:
         with pytest.raises(ValueError, match="5 images need as many seeds, not 4"):

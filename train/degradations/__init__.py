@@ -9,7 +9,7 @@ Nothing here imports torch before an image is degraded: the command line checks 
 from __future__ import annotations
 
 # Registration: one line per degradation.
-from train.degradations.base import DEGRADATIONS, Degradation, fixed_seeds
+from train.degradations.base import CLASSICAL, DEGRADATIONS, Degradation, Remedy, fixed_seeds
 from train.degradations.blur import Blur
 from train.degradations.chain import Chain
 from train.degradations.downsample import Downsample
@@ -21,6 +21,7 @@ from train.degradations.remedies import enlarge
 from train.seeds import stable_seed
 
 __all__ = [
+    "CLASSICAL",
     "DEGRADATIONS",
     "Blur",
     "Chain",
@@ -29,6 +30,7 @@ __all__ = [
     "Gaussian",
     "Jpeg",
     "Poisson",
+    "Remedy",
     "choices",
     "enlarge",
     "fixed_seeds",

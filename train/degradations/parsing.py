@@ -15,10 +15,10 @@ from train.degradations.gaussian import Gaussian
 from train.degradations.poisson import Poisson
 from train.errors import RunError
 
-# The paper's mixture of Gaussian noise, Poisson noise and Gaussian blur, in the order in which they happen: optics blur,
-# a detector counts photons, its electronics add noise when they are read out. The paper gives no numbers. These are mild
-# ones: a blur of one pixel, which is 2.4 px at half height, and noise of a standard deviation of 0.11 in a medium gray,
-# most of it Poisson's 0.10, beside the 0.1 of `denoise`.
+# The paper's mixture of Gaussian noise, Poisson noise and Gaussian blur, in the order in which they happen: optics
+# blur, a detector counts photons, its electronics add noise when they are read out. The paper gives no numbers. These
+# are chosen so that no part hides another: the point spread function is 2.4 px wide at half its height, and the noise
+# of a medium gray has a standard deviation of 0.11 (Poisson's 0.10 and 0.05), near the 0.1 of `denoise`.
 MIXTURE = Chain((Blur(1.0), Poisson(50.0), Gaussian(0.05)))
 
 # What tasks are called besides the degradations' own names; sigma is that of --sigma.

@@ -282,7 +282,13 @@ def rehearse(experiment: Experiment, settings: Settings, data: ImageData) -> Non
         for place in (0,) if data.size else (by_size[0], by_size[-1]):
             height, width = data.test.size(place)
             what, hint = f"the evaluation of an image of {height} x {width} px", "another --size"
-            evaluate(strategy, data.test.take([place]), experiment.crops.degrade, device=experiment.device)
+            evaluate(
+                strategy,
+                data.test.take([place]),
+                experiment.crops.degrade,
+                device=experiment.device,
+                remedies=settings.evaluation.remedies,
+            )
     except (ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
