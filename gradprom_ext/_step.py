@@ -111,7 +111,7 @@ class Stepper:
             hypers = [h.on(device) for h in hypers]
         self._init_states(plan, self._shares[0], hypers)
         request = StepRequest(
-            hypers, config.policy, readable(self.lambdas, device), config.max_grad_norm, skipped_steps
+            hypers, config.policy, readable(self.lambdas, device), config.aux_cap, config.max_grad_norm, skipped_steps
         )
         stats = plan.step(request)
         self._raise_nonfinite(stats, main, aux)
@@ -138,7 +138,9 @@ class Stepper:
 
     def _decide(self) -> tuple[Tensor, GateStats]:
         config = self.config
-        return reference.decide(self._gram(), config.policy, self.lambdas, config.max_grad_norm, config.per_tensor)
+        return reference.decide(
+            self._gram(), config.policy, self.lambdas, config.aux_cap, config.max_grad_norm, config.per_tensor
+        )
 
     def _gram(self) -> Tensor:
         grams = [plan.gram() for plan in self._plans]

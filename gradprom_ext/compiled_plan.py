@@ -70,14 +70,15 @@ class CompiledPlan(PlanBase):
     def step(self, request: StepRequest) -> GateStats:
         spec = self.spec
         stats = self._empty((packed_size(spec.rows, spec.num_aux),))
-        hypers, gate, aux_weight, max_grad_norm, skipped_steps = request
-        key = (gate, gate.threshold, aux_weight, max_grad_norm)
+        hypers, gate, aux_weight, aux_cap, max_grad_norm, skipped_steps = request
+        key = (gate, gate.threshold, aux_weight, aux_cap, max_grad_norm)
         if self._gate is None or not all(map(operator.is_, key, self._gate_key)):
             self._gate_key = key
             self._gate = self._c.GateSettings(
                 gate=getattr(self._c.Gate, str(kernel_of(gate))),
                 threshold=gate.threshold,
                 max_grad_norm=max_grad_norm or 0.0,
+                aux_cap=aux_cap or 0.0,
                 aux_weight=aux_weight,
             )
         self._plan.step(self._settings(hypers), self._gate, stats, skipped_steps)

@@ -105,4 +105,5 @@ def _check_all(
 def _no_parameters(num_aux: int, config: StepConfig) -> GateStats:
     rows = 0 if config.per_tensor else 1
     gram = torch.zeros(rows, num_aux + 1, num_aux + 1, dtype=torch.float64)
-    return reference.decide(gram, config.policy, config.lambdas(num_aux), config.max_grad_norm, config.per_tensor)[1]
+    lambdas = config.lambdas(num_aux)
+    return reference.decide(gram, config.policy, lambdas, config.aux_cap, config.max_grad_norm, config.per_tensor)[1]

@@ -25,8 +25,8 @@ __all__ = ["gradient_stats", "gradprom_", "traceable"]
 
 _library = torch.library.Library("gradprom_ext", "DEF")
 _SETTINGS = (
-    "str gate, float threshold, float[] aux_weight, Tensor? aux_weight_tensor, bool per_tensor, float? max_grad_norm, "
-    "str backend"
+    "str gate, float threshold, float[] aux_weight, Tensor? aux_weight_tensor, bool per_tensor, "
+    "float? aux_cap, float? max_grad_norm, str backend"
 )
 # `grads` holds the main gradients and then those of each auxiliary, one for every parameter.
 _library.define(
@@ -71,6 +71,7 @@ def _settings(config: StepConfig, num_aux: int) -> dict[str, Any]:
         "aux_weight": [] if isinstance(lambdas, Tensor) else list(lambdas),
         "aux_weight_tensor": lambdas if isinstance(lambdas, Tensor) else None,
         "per_tensor": config.per_tensor,
+        "aux_cap": config.aux_cap,
         "max_grad_norm": config.max_grad_norm,
         "backend": config.backend,
     }
@@ -82,6 +83,7 @@ def _config(
     aux_weight: Sequence[float],
     aux_weight_tensor: Tensor | None,
     per_tensor: bool,
+    aux_cap: float | None,
     max_grad_norm: float | None,
     backend: str,
 ) -> StepConfig:
@@ -89,6 +91,7 @@ def _config(
         policy=resolve_policy(gate, threshold),
         aux_weight=tuple(aux_weight) if aux_weight_tensor is None else aux_weight_tensor,
         per_tensor=per_tensor,
+        aux_cap=aux_cap,
         max_grad_norm=max_grad_norm,
         raise_nonfinite=False,
         backend=backend,

@@ -66,6 +66,7 @@ class StepRequest(NamedTuple):
     :param gate: one that the kernels have (:func:`gradprom_ext.policy.kernel_of`).
     :param aux_weight: one lambda per auxiliary; a tensor of one or of as many on the plan's device is read when the
         step runs, one in host memory now. The same holds for each ``Hyper.lr``.
+    :param aux_cap: kappa of :func:`gradprom_ext.policy.caps`; ``None``: no cap.
     :param max_grad_norm: of the combined gradient; ``None``: no clipping.
     :param skipped_steps: float64 ``[]`` on the plan's device, raised by 1 where a gradient is not finite; or ``None``.
     """
@@ -73,6 +74,7 @@ class StepRequest(NamedTuple):
     hypers: Sequence[Hyper]
     gate: GatePolicy
     aux_weight: tuple[float, ...] | Tensor
+    aux_cap: float | None
     max_grad_norm: float | None
     skipped_steps: Tensor | None
 

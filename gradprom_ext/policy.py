@@ -7,10 +7,10 @@ gradient and ``g_1 .. g_K`` the auxiliary ones, a policy maps ``gram[i, j] = <g_
 
     c = main_weight * g_0 + sum_k gate_k * aux_weight_k * g_k
 
-so a new method is a few lines here and runs on every backend. The built-in policies also exist as a case of
-``csrc/gradprom/policy.h`` and of ``gradprom_ext/triton_kernels.py``, where the fused kernels apply them without leaving
-the device; a policy of your own, a subclass of a built-in one too, runs as PyTorch operations between two kernels,
-still without waiting for the device.
+where ``aux_weight_k`` is lambda, reduced by ``aux_cap`` if there is one (:func:`caps`). So a new method is a few lines
+here and runs on every backend. The built-in policies also exist as a case of ``csrc/gradprom/policy.h`` and of
+``gradprom_ext/triton_kernels.py``, where the fused kernels apply them without leaving the device; a policy of your own,
+a subclass of a built-in one too, runs as PyTorch operations between two kernels, still without waiting for the device.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = [
     "NeverGate",
     "ProjectGate",
     "SoftGate",
+    "caps",
     "cosines",
     "kernel_of",
     "resolve_policy",
@@ -44,6 +45,25 @@ def cosines(gram: Tensor) -> Tensor:
     norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
     main, aux = norms[..., :1], norms[..., 1:]
     return torch.where((main == 0) | (aux == 0), 0.0, gram[..., 0, 1:] / main / aux)
+
+
+def caps(gram: Tensor, aux_weight: Tensor, aux_cap: float) -> Tensor:
+    """The factors in [0, 1] that bring the lambdas down to ``|lambda_k * g_k| <= aux_cap * |g_0|``.
+
+    No epsilon anywhere. A factor is exactly 1 where nothing is to be reduced, and where lambda or ``g_k`` is zero. A
+    main gradient of zero leaves no room: 0 for every other auxiliary.
+
+    :param gram: float64 ``[..., K + 1, K + 1]``.
+    :param aux_weight: float64 ``[K]``, the lambdas; of either sign.
+    :param aux_cap: kappa > 0.
+    :returns: float64 ``[..., K]``.
+    """
+    norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    main, aux = norms[..., :1], norms[..., 1:]
+    # The norms are divided first, so that a common scale of the gradients cancels.
+    limit = main / aux * aux_cap
+    size = aux_weight.abs()
+    return torch.where((aux == 0) | (size <= limit), 1.0, limit / size)
 
 
 class GatePolicy(ABC):
@@ -72,7 +92,8 @@ class GatePolicy(ABC):
 
         :param gram: float64 ``[..., K + 1, K + 1]``; index 0 is the main gradient. The leading dimension runs over
             tensors where ``granularity="tensor"``.
-        :param aux_weight: float64 ``[K]``, the lambdas.
+        :param aux_weight: float64 ``[K]``, the lambdas; those that ``aux_cap`` leaves, if there is one. With
+            ``aux_cap`` and ``granularity="tensor"`` every tensor has its own: ``[..., K]``.
         :returns: ``main_weight`` ``[...]`` and ``gate`` ``[..., K]``, the weights before lambda. A weight of exactly 0
             deselects its gradient; nothing is multiplied by it.
         """

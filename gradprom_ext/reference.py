@@ -15,7 +15,7 @@ from . import _checks
 from . import stats as _stats
 from ._device import to_device
 from .plan import Gradients, PlanSpec, StatesByName
-from .policy import GatePolicy, cosines
+from .policy import GatePolicy, caps, cosines
 from .rules import Hyper, apply_rule
 from .stats import GateStats
 
@@ -50,6 +50,7 @@ def decide(
     gram: Tensor,
     policy: GatePolicy,
     aux_weight: Sequence[float] | Tensor,
+    aux_cap: float | None,
     max_grad_norm: float | None,
     per_tensor: bool,
 ) -> tuple[Tensor, GateStats]:
@@ -57,6 +58,8 @@ def decide(
 
     :param gram: float64 ``[rows, K + 1, K + 1]``.
     :param aux_weight: K lambdas, or a tensor of one or K.
+    :param aux_cap: kappa of :func:`gradprom_ext.policy.caps`; the policy sees the lambdas that it leaves. ``None``: no
+        cap.
     :param max_grad_norm: as in ``torch.nn.utils.clip_grad_norm_``, applied to the combined gradient; its norm is
         ``sqrt(w' G w)``, so no further pass over the gradients is needed.
     :returns: weights float64 ``[rows, K + 1]`` and :class:`~gradprom_ext.GateStats`.
@@ -67,6 +70,10 @@ def decide(
         lambdas = gram.new_empty(len(aux_weight))
         for k, weight in enumerate(aux_weight):
             lambdas[k].fill_(weight)  # no copy from the host: it would wait, and a CUDA graph would read freed memory
+    cap = torch.ones_like(gram[:, 0, 1:])
+    if aux_cap is not None:
+        cap = caps(gram, lambdas, aux_cap)
+        lambdas = cap * lambdas if per_tensor else cap[0] * lambdas
     main_weight, gate = policy(gram, lambdas)
     weights = torch.cat([main_weight[:, None], gate * lambdas], dim=1)
     norm = torch.einsum("ri,rij,rj->", weights, gram, weights).clamp_min(0.0).sqrt()
@@ -81,6 +88,7 @@ def decide(
         cosine=cosines(gram),
         gate=gate,
         aux_norm=squares[:, 1:].sqrt(),
+        cap=cap,
         per_tensor=per_tensor,
     )
     return weights * clip, stats

@@ -34,6 +34,9 @@ class StepSettings(TypedDict, total=False):
         :class:`~gradprom_ext.GatePolicy`.
     :param threshold: cosine in [-1, 1] at which ``"hard"`` and ``"soft"`` open.
     :param granularity: ``"global"``: one cosine over all parameters; ``"tensor"``: one per parameter.
+    :param aux_cap: kappa > 0; lambda of each auxiliary gradient ``G_k`` is reduced, before the gate takes it, to where
+        ``|lambda_k * G_k| <= kappa * |G_main|``. A main gradient of zero leaves no room: nothing auxiliary is added.
+        ``None``: no cap. With ``granularity="tensor"`` each parameter has its own, by its own norms.
     :param max_grad_norm: clips the norm of the combined gradient, over all parameters, as
         ``torch.nn.utils.clip_grad_norm_`` does.
     :param nonfinite: what a NaN or infinity in any gradient does: ``"skip"`` the step, parameters, state and step
@@ -47,6 +50,7 @@ class StepSettings(TypedDict, total=False):
     gate: str | GatePolicy
     threshold: float
     granularity: Literal["global", "tensor"]
+    aux_cap: float | None
     max_grad_norm: float | None
     nonfinite: Literal["skip", "raise"]
     backend: str | Backend
@@ -57,6 +61,7 @@ DEFAULTS: StepSettings = {
     "gate": "hard",
     "threshold": 0.0,
     "granularity": "global",
+    "aux_cap": None,
     "max_grad_norm": None,
     "nonfinite": "skip",
     "backend": "auto",
@@ -100,6 +105,7 @@ class StepConfig:
     policy: GatePolicy
     aux_weight: float | tuple[float, ...] | Tensor
     per_tensor: bool
+    aux_cap: float | None
     max_grad_norm: float | None
     raise_nonfinite: bool
     backend: str | Backend
@@ -108,11 +114,13 @@ class StepConfig:
     def make(cls, **settings: Unpack[StepSettings]) -> StepConfig:
         """:raises ValueError: a setting has no meaning; says which and what it may be."""
         s: StepSettings = {**DEFAULTS, **settings}
-        max_grad_norm = s["max_grad_norm"]
+        aux_cap, max_grad_norm = s["aux_cap"], s["max_grad_norm"]
         if s["granularity"] not in ("global", "tensor"):
             raise ValueError(f"granularity must be 'global' or 'tensor', got {s['granularity']!r}")
         if s["nonfinite"] not in ("skip", "raise"):
             raise ValueError(f"nonfinite must be 'skip' or 'raise', got {s['nonfinite']!r}")
+        if aux_cap is not None and not 0 < aux_cap < math.inf:
+            raise ValueError(f"aux_cap must be a finite number > 0 or None, got {aux_cap} (gate='never' adds nothing)")
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be positive or None, got {max_grad_norm}")
         backends.check_name(s["backend"])
@@ -120,6 +128,7 @@ class StepConfig:
             policy=resolve_policy(s["gate"], s["threshold"]),
             aux_weight=check_aux_weight(s["aux_weight"]),
             per_tensor=s["granularity"] == "tensor",
+            aux_cap=None if aux_cap is None else float(aux_cap),
             max_grad_norm=None if max_grad_norm is None else float(max_grad_norm),
             raise_nonfinite=s["nonfinite"] == "raise",
             backend=s["backend"],

@@ -13,9 +13,14 @@ __all__ = ["GateStats"]
 HEADER = 3
 
 
+def row_size(num_aux: int) -> int:
+    """Number of float64 values in a row of ``GateStats.packed`` (csrc/gradprom/policy.h)."""
+    return 2 + 4 * num_aux
+
+
 def packed_size(rows: int, num_aux: int) -> int:
     """Number of float64 values that describe a step."""
-    return HEADER + rows * (2 + 3 * num_aux)
+    return HEADER + rows * row_size(num_aux)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -32,7 +37,7 @@ class GateStats:
     rows: int | None  #: number of parameters where granularity is "tensor", else None
 
     def _table(self, start: int, width: int | None) -> Tensor:
-        table = self.packed[HEADER:].view(self.rows or (0 if self.rows == 0 else 1), 2 + 3 * self.num_aux)
+        table = self.packed[HEADER:].view(self.rows or (0 if self.rows == 0 else 1), row_size(self.num_aux))
         columns = table[:, start] if width is None else table[:, start : start + width]
         return columns if self.rows is not None else columns[0]
 
@@ -62,6 +67,12 @@ class GateStats:
         return self._table(2 + 2 * self.num_aux, self.num_aux)
 
     @property
+    def cap(self) -> Tensor:
+        """``[K]``*: what ``aux_cap`` multiplied each lambda with, in [0, 1]; 1 where the auxiliary gradient was short
+        enough, and everywhere without a cap. It is that of an auxiliary behind a closed gate too."""
+        return self._table(2 + 3 * self.num_aux, self.num_aux)
+
+    @property
     def combined_norm(self) -> Tensor:
         """``[]``: L2 norm of the combined gradient before clipping."""
         return self.packed[1]
@@ -82,7 +93,7 @@ class GateStats:
 
         return (
             f"GateStats(cosine={text(self.cosine)}, gate={text(self.gate)}, main_norm={text(self.main_norm)}, "
-            f"aux_norm={text(self.aux_norm)}, skipped={bool(self.skipped)})"
+            f"aux_norm={text(self.aux_norm)}, cap={text(self.cap)}, skipped={bool(self.skipped)})"
         )
 
 
@@ -96,10 +107,11 @@ def pack(
     cosine: Tensor,
     gate: Tensor,
     aux_norm: Tensor,
+    cap: Tensor,
     per_tensor: bool,
 ) -> GateStats:
     """Builds the statistics from PyTorch tensors with a leading row dimension, in the kernels' layout."""
     rows, num_aux = cosine.shape
     header = torch.stack([skipped.to(torch.float64), combined_norm, clip_coefficient])
-    table = torch.cat([main_norm[:, None], main_weight[:, None], cosine, gate, aux_norm], dim=1)
+    table = torch.cat([main_norm[:, None], main_weight[:, None], cosine, gate, aux_norm, cap], dim=1)
     return GateStats(torch.cat([header, table.flatten()]), num_aux, rows if per_tensor else None)

@@ -62,7 +62,8 @@ GROUP_WIDTH = tl.constexpr(15)
 # The gate's numbers, before the lambdas (three words each).
 THRESHOLD = tl.constexpr(0)
 MAX_GRAD_NORM = tl.constexpr(1)  # 0: no clipping
-LAMBDAS = tl.constexpr(2)
+AUX_CAP = tl.constexpr(2)  # 0: no cap
+LAMBDAS = tl.constexpr(3)
 
 # Coefficients of one item's update: those of the rule, at most eight, and the sign of the gradient.
 COEFFICIENTS = tl.constexpr(9)
@@ -83,6 +84,12 @@ RUN = tl.constexpr(16)
 def gram_entry(n, i, j):
     """Index of entry (i, j), i <= j, in the upper triangle of a symmetric n x n matrix, row by row."""
     return i * n - i * (i - 1) // 2 + j - i
+
+
+@triton.constexpr_function
+def stats_row_size(num_aux):
+    """Numbers that describe the decision on one row."""
+    return 2 + 4 * num_aux
 
 
 @triton.constexpr_function
@@ -311,14 +318,24 @@ def gram_kernel(row_slots, partials, grams, rows, N: tl.constexpr, ROWS: tl.cons
 
 
 @triton.jit
+def cap_of(aux_weight, main_norm, norm, kappa):
+    """The factor in [0, 1] that brings lambda down to ``|lambda * g_k| <= kappa * |g_0|``; csrc/gradprom/policy.h."""
+    limit = main_norm / tl.where(norm == 0.0, 1.0, norm) * kappa
+    size = tl.abs(aux_weight)
+    free = (kappa == 0.0) | (norm == 0.0) | (size <= limit)
+    return tl.where(free, 1.0, limit / tl.where(free, 1.0, size))
+
+
+@triton.jit
 def gate_rows(gram, gate, row, live, weights, stats, GATE: tl.constexpr, N: tl.constexpr):
     """Applies the policy to a vector of rows and writes their weights and statistics.
 
     Returns the squared norm of each row's combined gradient, and 1 where a gradient is not finite.
     """
     K: tl.constexpr = N - 1
-    out = stats + STATS_HEADER + row * (2 + 3 * K)
+    out = stats + STATS_HEADER + row * stats_row_size(K)
     threshold = field(gate + THRESHOLD, True)
+    kappa = everywhere(field(gate + AUX_CAP, True), live)
     main_norm = tl.sqrt(gram[0])
     main_weight = tl.full(row.shape, 1.0, tl.float64)
     bad = ~(gram[0] - gram[0] == 0.0)  # x - x is 0 for every finite x
@@ -329,6 +346,8 @@ def gate_rows(gram, gate, row, live, weights, stats, GATE: tl.constexpr, N: tl.c
         zero = (main_norm == 0.0) | (norm == 0.0)
         cosine = tl.where(zero, 0.0, dot / tl.where(zero, 1.0, main_norm) / tl.where(zero, 1.0, norm))
         aux_weight = number(gate + (LAMBDAS + (k - 1) * NUMBER_WIDTH), True)
+        cap = cap_of(aux_weight, main_norm, norm, kappa)
+        aux_weight = cap * aux_weight
         if GATE == "hard":
             opening = (cosine >= threshold).to(tl.float64)
         elif GATE == "soft":
@@ -348,6 +367,7 @@ def gate_rows(gram, gate, row, live, weights, stats, GATE: tl.constexpr, N: tl.c
         tl.store(out + (1 + k), cosine, mask=live)
         tl.store(out + (1 + K + k), opening, mask=live)
         tl.store(out + (1 + 2 * K + k), norm, mask=live)
+        tl.store(out + (1 + 3 * K + k), cap, mask=live)
     tl.store(out, main_norm, mask=live)
     tl.store(out + 1, main_weight, mask=live)
 

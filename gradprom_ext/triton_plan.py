@@ -434,9 +434,9 @@ class TritonPlan(StatesByName):
             self._update(work, items, chunks, geometry, weights.contiguous(), coefficients, verdict)
 
     def step(self, request: StepRequest) -> GateStats:
-        hypers, policy, aux_weight, max_grad_norm, skipped_steps = request
+        hypers, policy, aux_weight, aux_cap, max_grad_norm, skipped_steps = request
         work = self._work(hypers)
-        settings = self._describe_groups(hypers), self._describe_gate(policy, aux_weight, max_grad_norm)
+        settings = self._describe_groups(hypers), self._describe_gate(policy, aux_weight, aux_cap, max_grad_norm)
         with self._on_device():
             items, chunks, row_slots, geometry = self._stepped.send()
             groups, gate = self._settings.send(settings)
@@ -646,9 +646,13 @@ class TritonPlan(StatesByName):
         return _words(words)
 
     def _describe_gate(
-        self, policy: GatePolicy, aux_weight: tuple[float, ...] | Tensor, max_grad_norm: float | None
+        self,
+        policy: GatePolicy,
+        aux_weight: tuple[float, ...] | Tensor,
+        aux_cap: float | None,
+        max_grad_norm: float | None,
     ) -> Words:
-        words = [_bits(policy.threshold), _bits(max_grad_norm or 0.0)]
+        words = [_bits(policy.threshold), _bits(max_grad_norm or 0.0), _bits(aux_cap or 0.0)]
         num_aux = self._num_grads - 1
         if isinstance(aux_weight, Tensor):
             aux_weight = tuple(aux_weight.expand(num_aux))

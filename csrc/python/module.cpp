@@ -9,11 +9,13 @@
 namespace gradprom {
 namespace {
 
-GateSettings make_gate(Gate gate, double threshold, double max_grad_norm, const py::object& aux_weight) {
+GateSettings make_gate(Gate gate, double threshold, double max_grad_norm, double aux_cap,
+                       const py::object& aux_weight) {
   GateSettings settings;
   settings.config.gate = gate;
   settings.config.threshold = threshold;
   settings.config.max_grad_norm = max_grad_norm;
+  settings.config.aux_cap = aux_cap;
   if (py::isinstance<py::tuple>(aux_weight)) {
     const auto numbers = aux_weight.cast<std::vector<double>>();
     for (size_t k = 0; k < numbers.size() && k < kMaxAux; ++k) settings.config.aux_weight[k].value = numbers[k];
@@ -107,6 +109,7 @@ PYBIND11_MODULE(_C, m) {
       "How a tensor of this class is read: 'exchange' (DLPack C API) or 'attributes'.");
   m.def("grads_of", &grads_of, py::arg("params"), "[p.grad for p in params]");
   m.def("same_objects", &same_objects, py::arg("a"), py::arg("b"), "Whether two lists hold the same objects.");
+  m.def("stats_row_size", &stats_row_size, py::arg("num_aux"), "Numbers that describe the decision on one row.");
   m.def("moment_names", &moment_names, py::arg("rule"), "Names of the moments that a rule may have.");
 
   py::enum_<Rule>(m, "Rule")
@@ -128,7 +131,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Group>(m, "Group").def(py::init(&make_group), py::kw_only(), py::arg("lr"));
   py::class_<GateSettings>(m, "GateSettings")
       .def(py::init(&make_gate), py::kw_only(), py::arg("gate"), py::arg("threshold"), py::arg("max_grad_norm"),
-           py::arg("aux_weight"));
+           py::arg("aux_cap"), py::arg("aux_weight"));
   py::class_<Plan>(m, "Plan")
       .def(py::init<Rule, py::list, const std::vector<int>&, py::list, int, bool, bool, const cuda::Options&>(),
            py::kw_only(), py::arg("rule"), py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("num_aux"),

@@ -33,8 +33,8 @@ class GradPromSGD(GradPromOptimizer):
     :param capturable: keeps ``lr`` and ``aux_weight`` in tensors on the parameters' device, so that the replay of a
         CUDA graph uses what a scheduler or you have written there (``opt.param_groups[0]["lr"].fill_(...)``). A step
         can be captured either way, after one step outside of the capture; plain numbers are then frozen in the graph.
-    :param settings: ``aux_weight``, ``gate``, ``threshold``, ``granularity``, ``max_grad_norm``, ``nonfinite`` and
-        ``backend``, see :class:`~gradprom_ext.StepSettings`.
+    :param settings: ``aux_weight``, ``gate``, ``threshold``, ``granularity``, ``aux_cap``, ``max_grad_norm``,
+        ``nonfinite`` and ``backend``, see :class:`~gradprom_ext.StepSettings`.
     :raises ValueError: an argument out of range.
     :raises TypeError: a parameter that no backend takes, or an unknown argument.
 

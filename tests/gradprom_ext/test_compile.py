@@ -12,6 +12,7 @@ from .problems import HalfGate, bits, problem
 
 SETTINGS = [
     {"gate": "soft", "max_grad_norm": 1.0},
+    {"gate": "project", "aux_cap": 0.5, "granularity": "tensor"},
     {"granularity": "tensor", "aux_weight": [0.5, 2.0]},
     {"aux_weight": torch.tensor([0.5, 2.0], dtype=torch.float64), "lr": torch.tensor(0.25)},
 ]
@@ -70,6 +71,7 @@ def test_the_operators_are_what_their_schemas_say(backend, settings):
         "aux_weight": numbers,
         "aux_weight_tensor": aux_weight if isinstance(aux_weight, torch.Tensor) else None,
         "per_tensor": settings.get("granularity") == "tensor",
+        "aux_cap": settings.get("aux_cap"),
         "max_grad_norm": settings.get("max_grad_norm"),
         "backend": backend,
     }

@@ -48,13 +48,15 @@ def test_rules_and_their_moments(module):
 def test_layout_of_the_statistics(module):
     """csrc/gradprom/policy.h owns it."""
     assert module.STATS_HEADER == stats.HEADER
+    assert all(module.stats_row_size(k) == stats.row_size(k) for k in range(plan.MAX_AUX + 1))
     with targets.quick_interpreter():
         kernels = targets.interpreted()
         header = (kernels.SKIPPED, kernels.COMBINED_NORM, kernels.CLIP, kernels.STATS_HEADER)
         assert tuple(c.value for c in header) == (0, 1, 2, stats.HEADER)
+        assert all(kernels.stats_row_size(k) == stats.row_size(k) for k in range(plan.MAX_AUX + 1))
     packed = torch.arange(float(stats.packed_size(2, 3)), dtype=torch.float64)
     seen = stats.GateStats(packed, num_aux=3, rows=2)
-    rows = torch.stack([seen.main_norm, seen.main_weight], 1), seen.cosine, seen.gate, seen.aux_norm
+    rows = torch.stack([seen.main_norm, seen.main_weight], 1), seen.cosine, seen.gate, seen.aux_norm, seen.cap
     assert torch.equal(torch.cat(rows, 1).flatten(), packed[stats.HEADER :])
 
 

@@ -411,7 +411,7 @@ def accesses(capability, rule, dtype):
     rule.init_state(hyper, param, state)
     plan = triton_plan.TritonPlan(triton_kernels, PlanSpec(rule, [param], [0], [state], 1, False))
     plan.bind_gradients([main], [[aux]])
-    plan.step(StepRequest([hyper], HardGate(), (1.0,), None, torch.zeros((), dtype=torch.float64)))
+    plan.step(StepRequest([hyper], HardGate(), (1.0,), None, None, torch.zeros((), dtype=torch.float64)))
     ptx = {name: kernel.asm["ptx"] for name, kernel in compiled.items()}
     return {n: collections.Counter(re.findall(r"\\b(?:ld|st)\\.[.\\w]+|\\.local\\b", text)) for n, text in ptx.items()}
 

@@ -246,14 +246,64 @@ GATES: dict[str, Callable[[float], float]] = {
 }
 
 
-def added(gate: str, main: list[torch.Tensor], aux: list[torch.Tensor]) -> list[torch.Tensor]:
-    """What a gate lets through of an auxiliary gradient, before its weight: the gradient, or, where it is projected,
-    its part that does not point against the main one."""
-    dot = torch.dot(_flat(main), _flat(aux))
-    if gate != "project" or dot >= 0:
-        return list(aux)
-    along = dot / torch.dot(_flat(main), _flat(main))
-    return [a - along * m for a, m in zip(aux, main, strict=True)]
+class Combination:
+    """What theta is stepped with, written out from the papers for flat gradients; it remembers what they remember.
+
+    :param name: of the strategy.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.kind = strategy_class(name)
+        self.name = name
+        self.usual = 0.0  # the cosine that Gradient Vaccine expects
+
+    def __call__(
+        self, main: torch.Tensor, auxs: Sequence[torch.Tensor], weights: Sequence[float]
+    ) -> tuple[torch.Tensor, list[float | None]]:
+        """
+        :returns: the combination, and the gate of each auxiliary where the strategy is one of gates.
+        """
+        if isinstance(self.kind.gate, str):
+            return self._gated(main, auxs, weights)
+        (aux,) = (weight * each for weight, each in zip(weights, auxs, strict=True))
+        return getattr(self, f"_{self.name}")(main, aux), [None]
+
+    def _gated(
+        self, main: torch.Tensor, auxs: Sequence[torch.Tensor], weights: Sequence[float]
+    ) -> tuple[torch.Tensor, list[float | None]]:
+        combined, gates = main.clone(), []
+        for aux, own in zip(auxs, weights, strict=True):
+            weight = own if self.kind.aux_weight is None else self.kind.aux_weight
+            if self.kind.aux_cap is not None:
+                weight = min(weight, (self.kind.aux_cap * main.norm() / aux.norm()).item())
+            cosine = nn.functional.cosine_similarity(main, aux, dim=0).item()
+            gates.append(GATES[self.kind.gate](cosine))
+            through = aux
+            if self.kind.gate == "project" and cosine < 0:
+                through = aux - torch.dot(main, aux) / torch.dot(main, main) * main
+            combined += gates[-1] * weight * through
+        return combined, gates
+
+    def _pcgrad(self, main: torch.Tensor, aux: torch.Tensor) -> torch.Tensor:
+        dot = torch.dot(main, aux)
+        if dot >= 0:
+            return main + aux
+        return main - dot / aux.dot(aux) * aux + aux - dot / main.dot(main) * main
+
+    def _gradvac(self, main: torch.Tensor, aux: torch.Tensor) -> torch.Tensor:
+        cosine = nn.functional.cosine_similarity(main, aux, dim=0).item()
+        new = [main, aux]
+        if cosine < self.usual:
+            rise = self.usual * math.sqrt(1 - cosine**2) - cosine * math.sqrt(1 - self.usual**2)
+            rise /= math.sqrt(1 - self.usual**2)
+            new = [g + g.norm() * rise / h.norm() * h for g, h in ((main, aux), (aux, main))]
+        self.usual = 0.99 * self.usual + 0.01 * cosine
+        return new[0] + new[1]
+
+    def _mgda(self, main: torch.Tensor, aux: torch.Tensor) -> torch.Tensor:
+        share = float(torch.dot(aux - main, aux) / (main - aux).dot(main - aux))
+        share = min(1.0, max(0.0, share))
+        return share * main + (1 - share) * aux
 
 
 def batches(n: int) -> list[Batch]:
@@ -298,11 +348,15 @@ def make_strategy(
         network = networks[role.key]
         if role.kind == "main":
             aux_weight = tuple(WEIGHTS[each] for each in auxiliaries) if weights is None else tuple(weights)
+            own = strategy.gate() if callable(strategy.gate) else strategy.gate
+            if strategy.aux_weight is not None and weights is None:
+                aux_weight = (strategy.aux_weight,)
             optimizer = gp.GradPromAdam(
                 network.parameters(),
                 lr=LR,
-                gate=gate or strategy.gate,
+                gate=gate or own,
                 aux_weight=aux_weight if len(aux_weight) > 1 and strategy.auxiliaries else aux_weight[0],
+                aux_cap=strategy.aux_cap,
             )
         else:
             optimizer = torch.optim.Adam(network.parameters(), lr=LR, fused=True)
@@ -311,8 +365,15 @@ def make_strategy(
     return strategy
 
 
-def target_loss(auxiliary: str, output: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """``L_VR`` written out."""
+def target_loss(
+    auxiliary: str, output: torch.Tensor, batch: Batch, said: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``L_VR`` written out.
+
+    :param said: of the clean image, in the unsupervised loss.
+    """
+    if said is not None:
+        return ((output.exp() / output.exp().sum(1, True) - said.exp() / said.exp().sum(1, True)) ** 2).mean()
     logs = output - output.logsumexp(1, keepdim=True)
     if auxiliary == "dia":
         return -logs[range(4), batch.labels].mean()
@@ -345,6 +406,8 @@ def _check_definition(name: str, auxiliaries: Sequence[str], terms: Terms | None
     own = copy.deepcopy(networks)
     terms = (terms or Terms())._replace(epochs=1, pretrain_epochs=1)
     strategy = make_strategy(name, networks, auxiliaries, terms=terms)
+    update, unsupervised = strategy.terms.vr_update, strategy.uses_auxiliaries and terms.vr_loss == "unsupervised"
+    combination, teachers = Combination(name), dict(own)
     assert {role.key for role in strategy.roles} <= set(networks)
     optimizers = {key: torch.optim.Adam(network.parameters(), lr=LR) for key, network in own.items()}
     declared = {each.name for each in strategy.measures}
@@ -352,10 +415,13 @@ def _check_definition(name: str, auxiliaries: Sequence[str], terms: Terms | None
     phases = strategy.phases(12)
     assert phases[-1].name == "train" and all(set(phase.moves) <= set(networks) for phase in phases)
     for phase in phases:
+        strategy.begin(phase)
         strategy.enter(phase)
         with_ip = "ip" in phase.moves
         for key, network in own.items():
             network.train(key in phase.moves)
+        if with_ip and update != "fixed":
+            teachers = {key: copy.deepcopy(network).eval() for key, network in own.items()}
         for batch in batches(phase.iterations):
             found = strategy.update(strategy.losses(batch))
             assert set(found) <= declared
@@ -365,42 +431,57 @@ def _check_definition(name: str, auxiliaries: Sequence[str], terms: Terms | None
                 loss = torch.mean((own["ip"](batch.degraded) - batch.clean) ** 2)
                 main = torch.autograd.grad(loss, theta)
                 assert found["loss"].item() == pytest.approx(loss.item(), rel=1e-9)
-                combined = list(main)
+            losses, auxs, new = [], [], {}
             for each in auxiliaries if strategy.uses_auxiliaries else ():
                 suffix, key = f"_{each}" if among > 1 else "", AUXILIARIES[each].role.key
                 phi = list(own[key].parameters())
                 given = own["ip"](batch.degraded) if with_ip else images
-                loss = target_loss(each, own[key](given), batch)
-                grads = torch.autograd.grad(loss, theta + phi if with_ip else phi)
+                with torch.no_grad():
+                    said = teachers[key](batch.clean) if with_ip and unsupervised else None
+                advisor = teachers[key] if with_ip and update == "ema" else own[key]
+                # The order of these two matters to nothing but the batch statistics, which one of them moves alone.
+                loss = target_loss(each, advisor(given), batch, said)
                 assert found[f"aux_loss{suffix}"].item() == pytest.approx(loss.item(), rel=1e-5)
                 if with_ip:
-                    aux, grads = grads[: len(theta)], grads[len(theta) :]
-                    cosine = nn.functional.cosine_similarity(_flat(main), _flat(aux), dim=0).item()
-                    gate = GATES[strategy.gate](cosine)
-                    gates.append(gate)
+                    auxs.append(_flat(torch.autograd.grad(loss, theta, retain_graph=True)))
+                    cosine = nn.functional.cosine_similarity(_flat(main), auxs[-1], dim=0).item()
                     assert found[f"cosine{suffix}"].item() == pytest.approx(cosine, abs=1e-6)
-                    assert found[f"gate{suffix}"].item() == pytest.approx(gate, abs=1e-6)
-                    through = added(strategy.gate, main, aux)
-                    combined = [c + gate * WEIGHTS[each] * a for c, a in zip(combined, through, strict=True)]
-                for p, g in zip(phi, grads, strict=True):
-                    p.grad = g
+                if advisor is not own[key]:
+                    loss = target_loss(each, own[key](given.detach()), batch, said)
+                if key in phase.moves:
+                    for p, g in zip(phi, torch.autograd.grad(loss, phi), strict=True):
+                        p.grad = g
             if with_ip:
-                for p, g in zip(theta, combined, strict=True):
-                    p.grad = g
+                combined, opened = combination(_flat(main), auxs, [WEIGHTS[each] for each in auxiliaries[: len(auxs)]])
+                for each, gate in zip(auxiliaries, opened, strict=False):
+                    suffix = f"_{each}" if among > 1 else ""
+                    if gate is not None:
+                        gates.append(gate)
+                        assert found[f"gate{suffix}"].item() == pytest.approx(gate, abs=1e-6)
+                for p, g in zip(theta, combined.split([p.numel() for p in theta]), strict=True):
+                    p.grad = g.view_as(p)
                 assert not found["skipped"]
             for key in phase.moves:
                 optimizers[key].step()
-    for key, network in networks.items():
-        for (what, value), other in zip(network.state_dict().items(), own[key].state_dict().values(), strict=True):
+            if with_ip and update == "ema":
+                for key, slow in teachers.items():
+                    for mean, value in zip(slow.state_dict().values(), own[key].state_dict().values(), strict=True):
+                        # In double precision, as these networks are; a count of batches is copied.
+                        mean.copy_(0.99 * mean + 0.01 * value if mean.is_floating_point() else value)
+    for key, network in (networks | strategy.companions).items():
+        twin = own[key] if key in own else teachers[key.removesuffix("_teacher")]
+        for (what, value), other in zip(network.state_dict().items(), twin.state_dict().values(), strict=True):
             torch.testing.assert_close(
-                value, other, rtol=1e-5, atol=1e-7, msg=lambda text, what=what, key=key: f"{key}.{what}: {text}"
+                value, other, rtol=2e-5, atol=1e-7, msg=lambda text, what=what, key=key: f"{key}.{what}: {text}"
             )
     return gates
 
 
 def _everything(strategy: Strategy) -> dict[str, Any]:
+    companions = {key: (network.state_dict(),) for key, network in strategy.companions.items()}
     return copy.deepcopy(
-        {
+        companions
+        | {
             key: (learner.network.state_dict(), learner.optimizer.state_dict()["state"], learner.schedule.last_epoch)
             for key, learner in strategy.learners.items()
         }
@@ -421,6 +502,7 @@ def _check_nan(name: str, auxiliaries: Sequence[str], terms: Terms | None) -> No
     nan = Batch(bad.clean * math.nan, bad.degraded * math.nan, bad.labels, bad.masks)
     for phase in disturbed.phases(1):
         for strategy in (disturbed, other):
+            strategy.begin(phase)
             strategy.enter(phase)
             strategy.update(strategy.losses(good))
         before = _moved(disturbed)
@@ -451,6 +533,7 @@ def _check_without_weight(name: str, auxiliaries: Sequence[str]) -> None:
         make_strategy("ip-only", alone, auxiliaries),
     )
     for strategy in pair:
+        strategy.begin(strategy.phases(1)[-1])
         strategy.enter(strategy.phases(1)[-1])
         for batch in batches(4):
             strategy.update(strategy.losses(batch))

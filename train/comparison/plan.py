@@ -218,4 +218,4 @@ def _plain(value: Any) -> Any:
 
 
 def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.+=_-]+", "-", name).strip("-")
+    return re.sub(r"[^A-Za-z0-9.+=_]+", "-", name).strip("-")
