@@ -54,8 +54,8 @@ def require_bm3d(degrade: Degradation) -> None:
         raise RunError(f"--bm3d: BM3D removes noise, and --task {degrade} has none that it is made for; leave it out")
     if find_spec(BM3D) is None:
         raise RunError(
-            "--bm3d needs the package bm3d of Tampere University, which is not installed: pip install bm3d. Its license "
-            "allows non-commercial use alone"
+            "--bm3d needs the package bm3d of Tampere University, which is not installed: pip install bm3d. Its "
+            "license allows non-commercial use alone"
         )
 
 
