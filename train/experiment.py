@@ -18,6 +18,7 @@ from train.data.base import ImageData
 from train.data.cache import ArrayCache, default_cache_dir
 from train.data.fingerprint import fingerprint
 from train.degradations import Degradation, parse
+from train.degradations.bm3d import require_bm3d
 from train.degradations.parsing import ALIASES
 from train.errors import RunError
 from train.evaluation.evaluate import Evaluation, evaluate, examples
@@ -244,7 +245,10 @@ def look_up(settings: Settings) -> Degradation:
     for name in ("dataset", "test_dataset"):
         if settings.values[name] is not None:
             known(name, DATASETS, settings.values[name])
-    return parse(settings.degradation.task, sigma=settings.degradation.sigma)
+    degrade = parse(settings.degradation.task, sigma=settings.degradation.sigma)
+    if settings.evaluation.bm3d:
+        require_bm3d(degrade)
+    return degrade
 
 
 def task_word(settings: Settings, degrade: Degradation) -> str:
@@ -338,7 +342,10 @@ def finish(
     """
     strategy, degrade = experiment.strategy, experiment.crops.degrade
     cache = ArrayCache(default_cache_dir())
-    evaluation = evaluate(strategy, data.test, degrade, device=experiment.device, cache=cache, readers=readers)
+    remedies = settings.evaluation.remedies
+    evaluation = evaluate(
+        strategy, data.test, degrade, device=experiment.device, cache=cache, readers=readers, remedies=remedies
+    )
     folder.write_images(data.test.names, evaluation.table())
     folder.write_weights(strategy.networks, vars(about) | to_json(settings.without_paths))
     draw(data, experiment, engine, evaluation, folder, about.name)

@@ -1,4 +1,4 @@
-"""SR-ResNet (Ledig et al. 2017) for denoising and for x2 / x4 super-resolution."""
+"""SR-ResNet (Ledig et al. 2017) for denoising and for x2, x3 and x4 super-resolution."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from models.srresnet import SRResNetOptions
 
-SCALES = (1, 2, 4)
+STAGES: dict[int, tuple[int, ...]] = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}
+"""The factors of the sub-pixel stages for each scale, as in EDSR: x4 is two stages of 2, x3 a single one of 3."""
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
@@ -43,19 +44,19 @@ class SRResNet(nn.Module):
     have few images; PSNR measured on COVID-CT at 128 px and sigma 0.1 after 300 steps, 4 blocks x 32 features:
 
     * a *global skip*: the network predicts what to add to its input (``scale=1``) or to the bicubically enlarged input
-      (``scale`` 2 and 4), as in VDSR (arXiv:1511.04587) and DnCNN (arXiv:1608.03981);
+      (``scale`` 2, 3 and 4), as in VDSR (arXiv:1511.04587) and DnCNN (arXiv:1608.03981);
     * the last convolution starts at zero, so that the untrained network *is* the identity, or bicubic interpolation;
     * the first and last convolutions are 3 x 3 and not 9 x 9: 28.0 dB against 26.6 (and 27.6 with 5 x 5);
     * no batch normalization, as in EDSR (arXiv:1707.02921): 28.0 dB against 27.4 with it.
 
     The options ``kernel=9, norm="batch"`` give the paper's layers.
 
-    Parameters at three channels, 16 blocks x 64 features: 1,222,164 (``scale=1``), 1,369,877 (x2), 1,517,590 (x4); the
-    paper's layers at x4: 1,549,462.
+    Parameters at three channels, 16 blocks x 64 features: 1,222,164 (``scale=1``), 1,369,877 (x2), 1,554,517 (x3),
+    1,517,590 (x4); the paper's layers at x4: 1,549,462.
 
     :param options: depth, width and layers; :class:`SRResNetOptions` has refused what is out of range.
     :param channels: image channels, in and out.
-    :param scale: 1 (denoising), 2 or 4 (sub-pixel upsampling, one x2 stage each).
+    :param scale: 1 (denoising), 2, 3 or 4 (sub-pixel upsampling; see ``STAGES``).
     :raises ValueError: an argument out of range, named in the message.
     """
 
@@ -63,8 +64,8 @@ class SRResNet(nn.Module):
         super().__init__()
         if channels < 1:
             raise ValueError(f"SR-ResNet: channels must be at least 1, not {channels}")
-        if scale not in SCALES:
-            raise ValueError(f"SR-ResNet: scale must be one of {', '.join(map(str, SCALES))}, not {scale}")
+        if scale not in STAGES:
+            raise ValueError(f"SR-ResNet: scale must be one of {', '.join(map(str, STAGES))}, not {scale}")
         options = options or SRResNetOptions()
         blocks, features, kernel, norm = options.blocks, options.features, options.kernel, options.norm
         self.scale = scale
@@ -75,8 +76,8 @@ class SRResNet(nn.Module):
         self.upsample = nn.Sequential(
             *(
                 layer
-                for _ in range(scale.bit_length() - 1)
-                for layer in (_conv(features, 4 * features), nn.PixelShuffle(2), nn.PReLU())
+                for factor in STAGES[scale]
+                for layer in (_conv(features, factor**2 * features), nn.PixelShuffle(factor), nn.PReLU())
             )
         )
         self.tail = _conv(features, channels, kernel)

@@ -19,13 +19,13 @@ def counted(*, channels: int, scale: int, blocks: int, features: int, kernel: in
     head = conv(channels, features, kernel) + 1
     block = 2 * conv(features, features, 3) + 2 * bn + 1
     after_blocks = conv(features, features, 3) + bn
-    stage = conv(features, 4 * features, 3) + 1
-    stages = {1: 0, 2: 1, 4: 2}[scale]
-    return head + blocks * block + after_blocks + stages * stage + conv(features, channels, kernel)
+    stages = {1: [], 2: [4], 3: [9], 4: [4, 4]}[scale]  # how many maps a stage makes of each, before it rearranges them
+    enlarging = sum(conv(features, maps * features, 3) + 1 for maps in stages)
+    return head + blocks * block + after_blocks + enlarging + conv(features, channels, kernel)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
 @pytest.mark.parametrize(("kernel", "norm"), [(3, "none"), (9, "batch")])
 @pytest.mark.parametrize(("blocks", "features"), [(16, 64), (0, 5)])
 def test_parameter_count(channels, scale, kernel, norm, blocks, features):
@@ -39,6 +39,7 @@ def test_parameter_count(channels, scale, kernel, norm, blocks, features):
     [
         (1_222_164, {"scale": 1}),
         (1_369_877, {"scale": 2}),
+        (1_554_517, {"scale": 3}),
         (1_517_590, {"scale": 4}),
         (1_549_462, {"scale": 4, "kernel": 9, "norm": "batch"}),
     ],
@@ -51,7 +52,7 @@ def test_documented_parameter_count(count, form):
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_untrained_network_interpolates(scale, norm):
     x = torch.rand(2, 3, 7, 9)
     y = SRResNet(SRResNetOptions(blocks=2, features=4, norm=norm), channels=3, scale=scale)(x)
@@ -59,7 +60,7 @@ def test_untrained_network_interpolates(scale, norm):
     torch.testing.assert_close(y, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("scale", [1, 4])
+@pytest.mark.parametrize("scale", [1, 3, 4])
 def test_every_parameter_learns(scale):
     torch.manual_seed(0)
     network = SRResNet(SRResNetOptions(blocks=2, features=4), channels=1, scale=scale)
@@ -72,6 +73,24 @@ def test_every_parameter_learns(scale):
         optimizer.step()
     still = [name for name, p in network.named_parameters() if torch.equal(p, before[name])]
     assert still == []
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_enlarges_by_sub_pixels(scale):
+    """Written out: what a stage computes for a pixel is spread over the ``factor x factor`` pixels that replace it."""
+    torch.manual_seed(0)
+    network = SRResNet(SRResNetOptions(blocks=0, features=3), channels=1, scale=scale)
+    x = torch.rand(2, 3, 5, 4)
+    expected = x
+    for conv, factor in zip(list(network.upsample)[::3], {2: [2], 3: [3], 4: [2, 2]}[scale], strict=True):
+        maps = F.conv2d(expected, conv.weight, conv.bias, padding=1)
+        n, _, h, w = maps.shape
+        spread = torch.zeros(n, 3, h * factor, w * factor)
+        for row in range(factor):
+            for column in range(factor):
+                spread[:, :, row::factor, column::factor] = maps[:, row * factor + column :: factor**2]
+        expected = torch.where(spread > 0, spread, 0.25 * spread)  # the slope that a PReLU begins with
+    torch.testing.assert_close(network.upsample(x), expected)
 
 
 def test_sees_what_its_depth_promises():
@@ -89,7 +108,7 @@ def test_sees_what_its_depth_promises():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"scale": 3}, "scale must be one of 1, 2, 4, not 3"),
+        ({"scale": 5}, "scale must be one of 1, 2, 3, 4, not 5"),
         ({"blocks": -1}, "blocks must be at least 0, not -1"),
         ({"features": 0}, "features must be at least 1, not 0"),
         ({"channels": 0}, "channels must be at least 1, not 0"),

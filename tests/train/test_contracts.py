@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from models import IP, SEG, VR
 from models.srresnet import SRResNetOptions
 from models.unet import UNetOptions
 from train.data import DATASETS, load
-from train.degradations import DEGRADATIONS, Chain, Gaussian, parse
+from train.degradations import DEGRADATIONS, Chain, Gaussian, fixed_seeds, parse, stable_seed
 from train.strategies import STRATEGIES, strategy_class
 from train.strategies.base import Terms
 
-from .contracts import check_checkpoints, check_dataset, check_degradation, check_network, check_strategy
+from .contracts import (
+    check_checkpoints,
+    check_dataset,
+    check_degradation,
+    check_network,
+    check_strategy,
+    phantoms,
+)
 
 # --- data sets ---
 
@@ -80,9 +89,27 @@ def test_degradations(name: str) -> None:
     check_degradation(DEGRADATIONS.build(name))
 
 
-@pytest.mark.parametrize("text", ["gaussian:0.3", "downsample:4", "poisson:5", "blur:3", *CHAINS])
+@pytest.mark.parametrize("text", ["gaussian:0.3", "downsample:4", "poisson:5", "blur:3", "jpeg:75", "mixture", *CHAINS])
 def test_degradations_with_arguments(text: str) -> None:
     check_degradation(parse(text))
+
+
+PAIRS = list(itertools.product(DEGRADATIONS, repeat=2))
+TRIPLES = list(itertools.permutations(["gaussian", "jpeg", "downsample"]))
+
+
+@pytest.mark.parametrize("names", [*PAIRS, *TRIPLES], ids="+".join)
+def test_chains_in_any_order(names: tuple[str, ...]) -> None:
+    """Each part is done to what the part before it has left, with the seeds that are documented."""
+    chain = parse("+".join(names))
+    check_degradation(chain, remedied=False)
+    image = phantoms(2)
+    seeds = fixed_seeds(chain, ["a", "b"])
+    expected = image
+    for place, name in enumerate(names):
+        own = [stable_seed("part", place, seed) if place else seed for seed in seeds]
+        expected = DEGRADATIONS.build(name)(expected, own)
+    assert torch.equal(chain(image, seeds), expected)
 
 
 def test_chain_of_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.fft import dctn, idctn
 from scipy.stats import poisson
 from skimage.restoration import denoise_nl_means
 
@@ -20,6 +22,7 @@ from train.degradations import (
     Degradation,
     Downsample,
     Gaussian,
+    Jpeg,
     Poisson,
     choices,
     enlarge,
@@ -28,8 +31,11 @@ from train.degradations import (
     stable_seed,
 )
 from train.degradations.base import written
+from train.degradations.parsing import ALIASES
 from train.degradations.remedies import anscombe, inverse_anscombe
 from train.errors import RunError
+
+from .contracts import phantoms, psnr
 
 # The same examples in every run, and no clock: a busy machine is no failure.
 STEADY = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -112,15 +118,42 @@ class TestGaussian:
         torch.testing.assert_close(on_gpu.cpu(), Gaussian(0.1)(clean, range(5)))
 
 
+def imresize(rows: np.ndarray, scale: int) -> np.ndarray:
+    """MATLAB's ``imresize(rows, 1 / scale)`` along the first side: Keys' cubic kernel with a = -1/2, as wide as ``scale``
+    asks for, over pixels that are counted from 1 and go on mirrored."""
+    count = len(rows)
+    small = []
+    for place in range(1, count // scale + 1):
+        center = place * scale + 0.5 * (1 - scale)
+        near = np.arange(math.floor(center - 2 * scale), math.floor(center - 2 * scale) + 4 * scale + 2)
+        x = np.abs(center - near) / scale
+        weights = np.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2) * (x <= 2)
+        mirrored = np.concatenate([np.arange(count), np.arange(count)[::-1]])[(near - 1) % (2 * count)]
+        small.append(weights @ rows[mirrored] / weights.sum())
+    return np.stack(small)
+
+
 class TestDownsample:
-    @pytest.mark.parametrize("scale", [2, 4])
+    @pytest.mark.parametrize("scale", [2, 3, 4])
     def test_equals_pillow(self, clean: torch.Tensor, scale: int) -> None:
         """Pillow's antialiased bicubic reduction is the oracle."""
+        clean = clean[..., :60, :48]
         small = Downsample(scale)(clean, range(5))
-        assert small.shape == (5, 1, 64 // scale, 64 // scale)
+        assert small.shape == (5, 1, 60 // scale, 48 // scale)
         for image, reduced in zip(clean, small, strict=True):
-            oracle = Image.fromarray(image[0].numpy()).resize((64 // scale,) * 2, Image.Resampling.BICUBIC)
+            size = (48 // scale, 60 // scale)
+            oracle = Image.fromarray(image[0].numpy()).resize(size, Image.Resampling.BICUBIC)
             np.testing.assert_allclose(reduced[0], np.asarray(oracle).clip(0, 1), atol=1e-4)
+
+    @pytest.mark.parametrize("scale", [2, 3, 4])
+    def test_equals_imresize_of_matlab(self, clean: torch.Tensor, scale: int) -> None:
+        """Its published formula in float64, but for two pixels at the border, beyond which it mirrors the image."""
+        image = 0.2 + 0.6 * clean[0, 0, :60, :48]  # what overshoots stays in [0, 1], and is not clipped
+        expected = imresize(imresize(image.double().numpy(), scale).T, scale).T
+        assert 0 < expected.min() < expected.max() < 1
+        found = Downsample(scale)(image[None, None], [0])[0, 0].numpy()
+        np.testing.assert_allclose(found[2:-2, 2:-2], expected[2:-2, 2:-2], atol=1e-5)
+        assert not np.allclose(found[:2], expected[:2], atol=1e-3)
 
     def test_sides_must_be_multiples(self) -> None:
         with pytest.raises(ValueError, match="64 x 65 pixels cannot be reduced by 2"):
@@ -217,6 +250,67 @@ class TestBlur:
         assert Gaussian(0.2).noise_level == 0.2
 
 
+class TestJpeg:
+    def test_one_block_written_out(self) -> None:
+        """The standard by hand, for a gray block of 8 x 8: cosine transform, division by the table of its annex K, which
+        is that of quality 50, rounding, and the way back."""
+        table = np.array(
+            [
+                [16, 11, 10, 16, 24, 40, 51, 61],
+                [12, 12, 14, 19, 26, 58, 60, 55],
+                [14, 13, 16, 24, 40, 57, 69, 56],
+                [14, 17, 22, 29, 51, 87, 80, 62],
+                [18, 22, 37, 56, 68, 109, 103, 77],
+                [24, 35, 55, 64, 81, 104, 113, 92],
+                [49, 64, 78, 87, 103, 121, 120, 101],
+                [72, 92, 95, 98, 112, 100, 103, 99],
+            ]
+        )
+        rows, columns = np.mgrid[:8, :8]
+        noise = np.random.default_rng(308).standard_normal((8, 8))
+        block = np.rint(128 + 60 * np.sin(rows / 2) + 40 * np.cos(columns / 3) + 12 * noise)
+        exact = dctn(block - 128, norm="ortho") / table
+        quantized = np.rint(exact)
+        assert np.abs(exact - quantized).max() < 0.45, "nothing lies where a rounding error decides"
+        expected = np.rint(idctn(quantized * table, norm="ortho") + 128).clip(0, 255)
+        assert np.abs(expected - block).max() > 3
+        found = Jpeg(50)(torch.tensor(block / 255).float()[None, None], [0])[0, 0].numpy() * 255
+        np.testing.assert_allclose(found, expected, atol=1.01)  # the library computes in integers
+
+    def test_color_is_stored_at_half_the_size(self) -> None:
+        """Stripes of one pixel: those of brightness stay, those of color alone become their mean."""
+        stripes = (torch.arange(32) % 2).float().expand(1, 1, 32, 32)
+        brightness = (0.3 + 0.4 * stripes).expand(-1, 3, -1, -1)
+        color = torch.cat([0.5 + 0.2 * stripes, 0.5 - 0.2 * stripes * 0.299 / 0.587, 0.5 * torch.ones_like(stripes)], 1)
+        for image, kept in ((brightness, True), (color, False)):
+            stored = Jpeg(95)(image, [0])[0, 0]
+            contrast = (stored[:, 1::2].mean() - stored[:, ::2].mean()).item()
+            assert contrast == pytest.approx(0.4, abs=0.02) if kept else abs(contrast) < 0.05
+
+    def test_eight_bits_in_range(self, clean: torch.Tensor) -> None:
+        stored = Jpeg(95)(Gaussian(0.3)(clean, range(5)), range(5))
+        assert 0 <= stored.min() <= stored.max() <= 1
+        torch.testing.assert_close(stored * 255, (stored * 255).round(), atol=1e-4, rtol=0)
+        beyond = torch.tensor([-0.4, 1.7]).repeat_interleave(8).expand(1, 1, 8, 16)
+        assert torch.equal(Jpeg(95)(beyond, [0]), Jpeg(95)(beyond.clamp(0, 1), [0]))
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_better_with_quality(self, channels: int) -> None:
+        clean = phantoms(2).expand(-1, channels, -1, -1)
+        scores = [psnr(Jpeg(quality)(clean, [0, 0]), clean).mean() for quality in (5, 20, 50, 95)]
+        assert scores == sorted(scores)
+        assert scores[0] + 10 < scores[-1]
+
+    @pytest.mark.parametrize("quality", [0, 96, -1, 50.0, True])
+    def test_bad_quality(self, quality: object) -> None:
+        with pytest.raises(ValueError, match="quality must be an integer from 1 to 95"):
+            Jpeg(quality)
+
+    def test_other_channels(self) -> None:
+        with pytest.raises(ValueError, match="1 or 3 channels, not of 2"):
+            Jpeg()(torch.zeros(1, 2, 8, 8), [0])
+
+
 class TestChain:
     def test_one_part_is_the_part(self, clean: torch.Tensor) -> None:
         for part in (Gaussian(0.1), Poisson(30), Blur(1), Downsample(2)):
@@ -298,7 +392,12 @@ class TestParse:
             ("denoise", 0.2, Gaussian(0.2)),
             ("denoise", None, Gaussian(0.1)),
             ("sr2", 0.2, Downsample(2)),
+            ("sr3", None, Downsample(3)),
             ("sr4", None, Downsample(4)),
+            ("mixture", 0.3, Chain((Blur(1), Poisson(50), Gaussian(0.05)))),
+            ("sr2+mixture", None, Chain((Downsample(2), Blur(1), Poisson(50), Gaussian(0.05)))),
+            ("jpeg", None, Jpeg(10)),
+            ("jpeg:30", None, Jpeg(30)),
             ("gaussian", 0.3, Gaussian(0.3)),
             ("gaussian:0.1", 0.3, Gaussian(0.1)),
             ("gaussian:0", None, Gaussian(0)),
@@ -340,7 +439,10 @@ class TestParse:
             ("", ["empty part", "gaussian:SIGMA"]),
             ("gaussian:0.1+", ["empty part", "gaussian:0.1+"]),
             ("gaussian:0.1++blur:1", ["empty part"]),
-            ("denoize", ["'denoize'", "denoise, sr2, sr4", "poisson:PEAK"]),
+            (
+                "denoize",
+                ["'denoize'", "denoise, sr2, sr3, sr4, mixture (blur:1+poisson:50+gaussian:0.05), ", "poisson:PEAK"],
+            ),
             ("poisson:30+blurr:1", ["'blurr:1'", "unknown degradation 'blurr'"]),
             ("gaussian:x", ["sigma must be a number, not 'x'", "gaussian:SIGMA"]),
             ("gaussian:", ["sigma must be a number, not ''"]),
@@ -351,6 +453,9 @@ class TestParse:
             ("blur:1,2", ["takes 1 argument(s), not 2"]),
             ("denoise:0.2", ["denoise takes no argument", "--sigma"]),
             ("sr2:4", ["sr2 takes no argument", "downsample:FACTOR"]),
+            ("mixture:2", ["mixture takes no argument", "it is blur:1+poisson:50+gaussian:0.05"]),
+            ("jpeg:9.5", ["quality must be an integer, not '9.5'", "jpeg:QUALITY"]),
+            ("jpeg:100", ["quality must be an integer from 1 to 95"]),
             ("gaussian:0.1+2", ["sigma must be a number, not '0.1+2'"]),
         ],
     )
@@ -363,10 +468,12 @@ class TestParse:
             assert culprit in str(caught.value)
 
     def test_every_degradation_is_offered(self) -> None:
-        assert {name.partition(":")[0] for name in choices()} == {*DEGRADATIONS, "denoise", "sr2", "sr4"}
+        assert {re.split("[: ]", name)[0] for name in choices()} == {*DEGRADATIONS, *ALIASES}
 
 
-@pytest.mark.parametrize("degrade", [Gaussian(0.1), Downsample(2), Poisson(30), Blur(1), parse("blur:1+gaussian:0.1")])
+@pytest.mark.parametrize(
+    "degrade", [Gaussian(0.1), Downsample(2), Poisson(30), Blur(1), Jpeg(10), parse("blur:1+gaussian:0.1")]
+)
 class TestEveryDegradation:
     def test_bad_batches(self, degrade: object, clean: torch.Tensor) -> None:
         with pytest.raises(ValueError, match="5 images need as many seeds, not 4"):

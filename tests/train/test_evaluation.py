@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from train.data import Subset
 from train.data.base import Ragged
 from train.data.cache import ArrayCache
-from train.degradations import DEGRADATIONS, Degradation, Gaussian, enlarge, fixed_seeds, parse
+from train.degradations import CLASSICAL, DEGRADATIONS, Degradation, Gaussian, enlarge, fixed_seeds, parse
 from train.evaluation import evaluate as module
 from train.evaluation.evaluate import TOGETHER, Evaluation, classical_quality, evaluate, examples, groups
-from train.evaluation.metrics import confusion, image_quality, overlap
+from train.evaluation.metrics import Quality, confusion, image_quality, overlap
 from train.inference import BATCH
 from train.strategies.auxiliary import Auxiliary, Diagnosis, Segmentation
 
@@ -56,7 +56,12 @@ def images() -> Subset:
 
 
 GAUSSIAN = Gaussian(0.1)
+NON_LOCAL_MEANS = GAUSSIAN.remedies[CLASSICAL]
 DIAGNOSIS = Diagnosis(image_data())
+
+
+def classical(result: Evaluation) -> Quality:
+    return result.remedies[CLASSICAL].quality
 
 
 def run(trained: Trained, images: Subset, degrade: Degradation = GAUSSIAN, **options) -> Evaluation:
@@ -73,7 +78,8 @@ def test_an_ip_that_does_nothing_gains_nothing(images):
     assert torch.equal(result.degraded.psnr, image_quality(given(images), clean).psnr)
     assert torch.equal(result.enhanced.psnr, result.degraded.psnr)
     assert result.scores == {}
-    assert len(result.classical.psnr) == len(images) and result.remedy == "non-local means"
+    title, quality = result.remedies[CLASSICAL]
+    assert len(quality.psnr) == len(images) and title == "non-local means"
 
 
 def test_the_images_shown_are_those_that_were_scored(images):
@@ -109,7 +115,7 @@ def test_super_resolution_is_compared_at_full_size(images):
     small, clean = given(images, degrade), images.tensor()
     assert torch.equal(result.enhanced.psnr, image_quality(nn.Upsample(scale_factor=2)(small), clean).psnr)
     assert torch.equal(result.degraded.psnr, image_quality(enlarge(small, 2), clean).psnr)
-    assert torch.equal(result.classical.psnr, result.degraded.psnr)  # both are bicubic interpolation
+    assert torch.equal(classical(result).psnr, result.degraded.psnr)  # both are bicubic interpolation
 
 
 def test_the_test_noise_never_changes(images):
@@ -128,12 +134,9 @@ def test_degradations_without_a_sigma(images, task):
     few, degrade = images.take(range(4)), parse(task)
     ip = nn.Upsample(scale_factor=degrade.scale)
     result = run(Trained(ip, (DIAGNOSIS, Brightness())), few, degrade)
-    assert result.remedy == degrade.remedy
-    if degrade.remedy is None:
-        assert result.classical is None
-    else:
-        restored = torch.stack([degrade.restore(image) for image in given(few, degrade)])
-        torch.testing.assert_close(result.classical.psnr, image_quality(restored, few.tensor()).psnr)
+    restored = torch.stack([degrade.restore(image) for image in given(few, degrade)])
+    assert list(result.remedies) == [CLASSICAL] and result.remedies[CLASSICAL].title == degrade.remedy
+    torch.testing.assert_close(classical(result).psnr, image_quality(restored, few.tensor()).psnr)
 
 
 def test_a_degradation_without_a_remedy(images):
@@ -144,18 +147,18 @@ def test_a_degradation_without_a_remedy(images):
             return 1 - image
 
     result = run(Trained(nn.Identity()), images, Inverted())
-    assert result.classical is None and result.remedy is None
+    assert result.remedies == {} and result.qualities["_classical"] is None
 
 
 def test_the_classical_scores_are_kept(images, tmp_path, monkeypatch):
     few, cache = images.take(range(4)), ArrayCache(tmp_path)
     first = run(Trained(nn.Identity()), few, cache=cache)
-    assert torch.equal(first.classical.psnr, classical_quality(few, GAUSSIAN).psnr)
+    assert torch.equal(classical(first).psnr, classical_quality(few, GAUSSIAN, NON_LOCAL_MEANS).psnr)
     assert list(tmp_path.iterdir())
-    monkeypatch.setattr(Gaussian, "restore_batch", None)
+    monkeypatch.setattr(Gaussian, "_each", None)
     again = run(Trained(nn.Identity()), few, cache=cache)
-    assert torch.equal(first.classical.psnr, again.classical.psnr)
-    assert torch.equal(first.classical.ssim, again.classical.ssim)
+    assert torch.equal(classical(first).psnr, classical(again).psnr)
+    assert torch.equal(classical(first).ssim, classical(again).ssim)
     dark = dataclasses.replace(few, images=few.images // 2)
     others = [(few, Gaussian(0.2)), (dark, GAUSSIAN), (dataclasses.replace(few, names=tuple("abcd")), GAUSSIAN)]
     for other, degrade in others:
@@ -170,10 +173,10 @@ def test_classical_denoising_gains(channels):
     smooth = nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear").repeat(1, channels, 1, 1)
     pixels = (smooth * 255).round().byte().permute(0, 2, 3, 1).numpy()
     images = Subset(pixels, None, None, tuple("abcdef"))
-    quality = classical_quality(images, GAUSSIAN)
+    quality = classical_quality(images, GAUSSIAN, NON_LOCAL_MEANS)
     gain = quality.psnr - image_quality(given(images), images.tensor()).psnr
     assert (gain > 5).all()
-    one = classical_quality(images.take([2]), GAUSSIAN)
+    one = classical_quality(images.take([2]), GAUSSIAN, NON_LOCAL_MEANS)
     assert torch.equal(one.psnr, quality.psnr[2:3])
 
 
@@ -222,9 +225,9 @@ def test_images_of_different_sizes_are_scored_as_if_alone():
     assert [list(group) for group in groups(images)] == [[0, 1], [2], [3], [4]]
     together = run(Trained(nn.Identity(), (DIAGNOSIS, Brightness())), images)
     alone = [run(Trained(nn.Identity()), images.take([i])) for i in range(5)]
-    for quality in ("degraded", "enhanced", "classical"):
-        scores = torch.cat([getattr(each, quality).psnr for each in alone])
-        torch.testing.assert_close(getattr(together, quality).psnr, scores)
+    assert set(together.qualities) == {"_degraded", "_classical", ""}
+    for kind, quality in together.qualities.items():
+        torch.testing.assert_close(quality.psnr, torch.cat([each.qualities[kind].psnr for each in alone]))
 
 
 def test_large_images_are_scored_in_small_groups(monkeypatch):

@@ -204,7 +204,7 @@ def test_tensorboard_missing(capsys, monkeypatch):
         ({"aux_weight": "nan"}, "--aux-weight must be a finite number, at least 0, not nan"),
         ({"lr": -1}, "--lr must be a finite number above 0, not -1.0"),
         ({"dataset": "list"}, "unknown data set 'list'; choose from: covidct"),
-        ({"task": "list"}, "unknown degradation 'list'; choose from: denoise, sr2, sr4"),
+        ({"task": "list"}, "unknown degradation 'list'; choose from: denoise, sr2, sr3, sr4, mixture (blur:1+"),
         ({"ip": "list"}, "unknown IP network 'list'; choose from: srresnet"),
         ({"vr": "list"}, "unknown VR network 'list'; choose from: resnet18, resnet50, resnet101"),
         (
@@ -212,7 +212,11 @@ def test_tensorboard_missing(capsys, monkeypatch):
             "unknown strategy 'list'; choose from: frozen, gradprom, gradprom-soft, ip-only, joint, vr-only",
         ),
         ({"strategy": "joint", "gate": "hard"}, "--strategy joint fixes its own gate"),
-        ({"task": "sr4", "crop": 10}, "--crop 10 is no multiple of 4, which --task sr4 needs"),
+        ({"task": "sr4", "crop": 10}, "--crop 10 is no multiple of 4, which --task sr4 needs; give --crop 8"),
+        (
+            {"task": "sr3"},
+            "--size 16 and --crop 8 are no multiples of 3, which --task sr3 needs; give --size 15 --crop 9",
+        ),
         ({"batch_size": 14}, "--batch-size 14 exceeds the 13 training images"),
         ({"data_root": __file__, "source": "real", "dataset": "covidct"}, f"the data root {__file__} is a file"),
         ({"out": __file__}, f"--out {__file__} is a file"),

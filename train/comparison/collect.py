@@ -18,13 +18,13 @@ from train.comparison.plan import Job, Plan, arm_key
 from train.errors import RunError
 from train.evaluation.statistics import difference, holm, interval
 from train.files import read_json
+from train.outputs.remedies import remedies_of
 from train.outputs.run_folder import RunFolder
 
 MEASURED = ("psnr", "ssim", "reader_accuracy", "reader_miou", "reader_dice", "accuracy", "miou", "dice")
 """What is averaged over the runs of an arm, by the keys of ``metrics.json``."""
 TESTED = ("psnr", "ssim", "reader_accuracy", "reader_miou")
 """What is tested for differences, image by image, by the columns of ``images.csv``."""
-REFERENCES = ("_degraded", "_classical", "_clean")
 
 
 @dataclass(frozen=True)
@@ -128,16 +128,17 @@ def _condition(plan: Plan, name: str, records: Sequence[Record]) -> dict[str, An
             if other in by_arm and other != arm
         }
     any_record = next(iter(by_arm.values()), [None])[0]
-    references = {}
+    references: dict[str, Any] = {}
     if any_record is not None:
         pool = [record for found in by_arm.values() for record in found]
-        for end in REFERENCES:
+        titles = {key: title for r in pool for key, title in r.metrics.items() if key.startswith("remedy")}
+        for end in ("_degraded", *remedies_of(titles), "_clean"):
             for key in MEASURED:
                 if key.startswith(("reader_", "psnr", "ssim")):
                     values = [v for v in (r.metrics.get(f"{key}{end}") for r in pool) if v is not None]
                     if values:
                         references[f"{key}{end}"] = float(np.mean(values))
-        references["remedy"] = any_record.metrics.get("remedy")
+        references |= titles
         references["accuracy_majority"] = any_record.metrics.get("accuracy_majority")
     return {"name": name, "references": references, "arms": arms}
 

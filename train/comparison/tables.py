@@ -7,6 +7,8 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from train.outputs.remedies import remedies_of
+
 LEVEL = 0.05
 """Corrected p values below this are called a difference."""
 
@@ -67,7 +69,7 @@ def rows(condition: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     references = condition["references"]
     for end, title in (
         ("_degraded", "degraded"),
-        ("_classical", f"classical: {references.get('remedy')}"),
+        *((end, f"classical: {title}") for end, title in remedies_of(references).items()),
         ("_clean", "clean"),
     ):
         cells = [number(key, references.get(f"{key}{end}")) for key in keys]

@@ -9,24 +9,28 @@ Nothing here imports torch before an image is degraded: the command line checks 
 from __future__ import annotations
 
 # Registration: one line per degradation.
-from train.degradations.base import DEGRADATIONS, Degradation, fixed_seeds
+from train.degradations.base import CLASSICAL, DEGRADATIONS, Degradation, Remedy, fixed_seeds
 from train.degradations.blur import Blur
 from train.degradations.chain import Chain
 from train.degradations.downsample import Downsample
 from train.degradations.gaussian import Gaussian
+from train.degradations.jpeg import Jpeg
 from train.degradations.parsing import choices, parse
 from train.degradations.poisson import Poisson
 from train.degradations.remedies import enlarge
 from train.seeds import stable_seed
 
 __all__ = [
+    "CLASSICAL",
     "DEGRADATIONS",
     "Blur",
     "Chain",
     "Degradation",
     "Downsample",
     "Gaussian",
+    "Jpeg",
     "Poisson",
+    "Remedy",
     "choices",
     "enlarge",
     "fixed_seeds",

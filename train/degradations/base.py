@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.registry import Registry
 from train.seeds import stable_seed
@@ -17,6 +17,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEGRADATIONS: Registry[Degradation] = Registry("degradation")
+CLASSICAL = "classical"
+"""The name of the remedy that every run is compared with, among :attr:`Degradation.remedies` and in metrics."""
+
+
+class Remedy(NamedTuple):
+    """A classical restoration, of a degradation whose arguments it knows.
+
+    :param title: what tables call it.
+    :param restore: ``float32 [N, C, h, w]``, not clipped, to ``float32 [N, C, h * scale, w * scale]`` on the CPU.
+    :param settings: JSON-able facts that the result depends on besides the pixels: a key for a cache.
+    """
+
+    title: str
+    restore: Callable[[Tensor], Tensor]
+    settings: Mapping[str, Any]
 
 
 def fixed_seeds(degradation: Degradation, names: Sequence[str]) -> list[int]:
@@ -84,16 +99,23 @@ class Degradation(ABC):
         """
         return None
 
+    @property
+    def remedies(self) -> dict[str, Remedy]:
+        """Every classical remedy by its name in metrics. ``classical`` is :meth:`restore`, and the first; others, which
+        may be slow or need what is not installed, are tried where they are asked for. Empty where there is none."""
+        return {} if self.remedy is None else {CLASSICAL: Remedy(self.remedy, self._each, self.remedy_settings)}
+
     def restore_batch(self, degraded: Tensor) -> Tensor | None:
         """:meth:`restore` of each image, on every core.
 
         :param degraded: ``float32 [N, C, h, w]``, not clipped.
         :returns: ``float32 [N, C, h * scale, w * scale]`` on the CPU; ``None`` where there is no remedy.
         """
+        return None if self.remedy is None else self._each(degraded)
+
+    def _each(self, degraded: Tensor) -> Tensor:
         import torch
 
-        if self.remedy is None:
-            return None
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # scikit-image's loops run without the interpreter lock
             restored = [image for image in pool.map(self.restore, degraded.cpu()) if image is not None]
         return torch.stack(restored)

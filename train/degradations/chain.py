@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from train.degradations.base import Degradation
+from train.degradations.base import CLASSICAL, Degradation, Remedy
 from train.seeds import stable_seed
 
 if TYPE_CHECKING:
@@ -66,6 +67,28 @@ class Chain(Degradation):
         for part in reversed(self.parts):
             restored = None if restored is None else part.restore(restored)
         return restored
+
+    @property
+    def remedies(self) -> dict[str, Remedy]:
+        """``classical``, and under each further name that a part has: the same with that remedy of the part."""
+        found = super().remedies
+        parts = [part.remedies for part in self.parts]
+        for name in dict.fromkeys(name for part in parts for name in part) if found else ():
+            if name != CLASSICAL:
+                found[name] = self._undone([part.get(name, part[CLASSICAL]) for part in parts])
+        return found
+
+    def _undone(self, remedies: Sequence[Remedy]) -> Remedy:
+        """The remedies of the parts one after the other, from the last to the first."""
+        backwards = remedies[::-1]
+        return Remedy(
+            ", ".join(each.title for each in backwards),
+            lambda images: reduce(lambda restored, each: each.restore(restored), backwards, images),
+            {
+                str(place): [part.name, dict(each.settings)]
+                for place, (part, each) in enumerate(zip(self.parts, remedies, strict=True))
+            },
+        )
 
     @property
     def remedy_settings(self) -> Mapping[str, Any]:

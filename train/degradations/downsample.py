@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 class Downsample(Degradation):
     """Antialiased bicubic reduction: the usual degradation of super-resolution; there is nothing random in it.
 
+    Keys' kernel with a = -1/2, stretched by ``scale``, as in Pillow, and in MATLAB's ``imresize``, by which most
+    published test images were made. Beyond the border these two take no pixel and mirror the image, respectively: this
+    one agrees with Pillow everywhere, and with MATLAB but for a border of two small pixels.
+
     :param scale: 2, 3, 4, ...: the factor by which both sides shrink.
     :raises ValueError: ``scale`` is not an integer > 1; on use: an image's sides are no multiples of it.
     """

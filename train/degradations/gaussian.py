@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from train.degradations.base import DEGRADATIONS, Degradation
+from train.degradations.base import DEGRADATIONS, Degradation, Remedy
+from train.degradations.bm3d import BM3D, bm3d, bm3d_settings
 from train.degradations.remedies import non_local_means, non_local_means_settings
 
 if TYPE_CHECKING:
@@ -48,6 +50,11 @@ class Gaussian(Degradation):
     @property
     def remedy_settings(self) -> Mapping[str, Any]:
         return {"sigma": self.sigma} | non_local_means_settings()
+
+    @property
+    def remedies(self) -> dict[str, Remedy]:
+        with_bm3d = Remedy("BM3D", partial(bm3d, sigma=self.sigma), {"sigma": self.sigma} | dict(bm3d_settings()))
+        return super().remedies | {BM3D: with_bm3d}
 
     @property
     def noise_level(self) -> float:

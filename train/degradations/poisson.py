@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from train.degradations.base import DEGRADATIONS, Degradation
+from train.degradations.base import DEGRADATIONS, Degradation, Remedy
+from train.degradations.bm3d import BM3D, bm3d, bm3d_settings
 from train.degradations.remedies import anscombe, inverse_anscombe, non_local_means, non_local_means_settings
 
 if TYPE_CHECKING:
@@ -49,13 +50,24 @@ class Poisson(Degradation):
     def restore(self, degraded: Tensor) -> Tensor:
         """The Anscombe transform makes the noise alike everywhere, non-local means removes it, and the exact unbiased
         inverse goes back."""
+        return self._restored(degraded, non_local_means)
+
+    def _restored(self, degraded: Tensor, denoise: Callable[[Tensor, float], Tensor]) -> Tensor:
+        """:meth:`restore` of an image or of several, with any means against white noise."""
         import torch
 
         stabilized = anscombe(degraded.cpu().double().numpy() * self.peak)
-        # In units of the transformed range: non-local means then sees an image in about [0, 1], as Gaussian's does.
+        # In units of the transformed range: what removes white noise then sees an image in about [0, 1].
         unit = 2 * math.sqrt(self.peak + 3 / 8)
-        denoised = non_local_means(torch.from_numpy(stabilized / unit).float(), 1 / unit)
+        denoised = denoise(torch.from_numpy(stabilized / unit).float(), 1 / unit)
         return torch.from_numpy(inverse_anscombe(denoised.double().numpy() * unit) / self.peak).float()
+
+    @property
+    def remedies(self) -> dict[str, Remedy]:
+        settings = {"peak": self.peak} | dict(bm3d_settings())
+        return super().remedies | {
+            BM3D: Remedy("Anscombe + BM3D", lambda images: self._restored(images, bm3d), settings)
+        }
 
     @property
     def remedy_settings(self) -> Mapping[str, Any]:

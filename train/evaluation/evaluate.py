@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from train.data.base import Subset
 from train.data.cache import ArrayCache
-from train.degradations import Degradation, fixed_seeds
+from train.degradations import CLASSICAL, Degradation, Remedy, fixed_seeds
 from train.evaluation.metrics import PSNR_CAP, Quality, image_quality
 from train.evaluation.scores import Scorer
 from train.inference import Tiling, enlarged, forward
@@ -57,14 +57,24 @@ class Trained(Protocol):
     def enhance(self, degraded: Tensor) -> Tensor: ...
 
 
+class Restored(NamedTuple):
+    """What a classical remedy achieves.
+
+    :param title: what the remedy is called.
+    :param quality: of the images that it has restored.
+    """
+
+    title: str
+    quality: Quality
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What the images are worth.
 
     :param degraded: quality of what IP was given, enlarged bicubically where it was smaller than the clean image.
     :param enhanced: quality of what IP made of it, clamped to [0, 1]; ``None`` where there is no IP.
-    :param classical: quality of the degradation's classical remedy; ``None`` where it has none.
-    :param remedy: what the remedy is called.
+    :param remedies: what the classical remedies achieve, by the names that they have in metrics.
     :param scores: for each kind of images (``clean``, ``degraded``, ``enhanced``), what the VRs' tasks scored on them;
         those of the readers as ``reader_*``.
     :param per_image: the same of every image by itself, ``float64 [N]`` each.
@@ -72,19 +82,24 @@ class Evaluation:
 
     degraded: Quality
     enhanced: Quality | None
-    classical: Quality | None
-    remedy: str | None
+    remedies: dict[str, Restored]
     scores: dict[str, dict[str, float]]
     per_image: dict[str, dict[str, np.ndarray]]
+
+    @property
+    def qualities(self) -> dict[str, Quality | None]:
+        """The quality of every kind of images, by the ends of their keys in ``metrics.json``; ``None``: there are none
+        of this kind."""
+        remedies = {f"_{name}": restored.quality for name, restored in self.remedies.items()}
+        return {"_degraded": self.degraded, f"_{CLASSICAL}": None, **remedies, "": self.enhanced}
 
     def table(self) -> dict[str, np.ndarray]:
         """All that is known of every image, ``float64 [N]`` each, under the keys that the means have in
         ``metrics.json``."""
-        qualities = {"_degraded": self.degraded, "_classical": self.classical, "": self.enhanced}
         images = {
             f"{what}{of}": getattr(each, what).double().numpy()
             for what in ("psnr", "ssim")
-            for of, each in qualities.items()
+            for of, each in self.qualities.items()
             if each is not None
         }
         suffixes = {"enhanced": "", "degraded": "_degraded", "clean": "_clean"}
@@ -121,12 +136,14 @@ def evaluate(
     tiling: Tiling | None = None,
     cache: ArrayCache | None = None,
     readers: Sequence[tuple[Judge, nn.Module]] = (),
+    remedies: Sequence[str] = (CLASSICAL,),
 ) -> Evaluation:
     """Scores all networks on all images of ``subset``.
 
     :param tiling: how large images are cut for IP and for segmentations (a diagnosis sees the whole image).
-    :param cache: keeps the scores of the classical remedy for the next run.
+    :param cache: keeps the scores of the classical remedies for the next run.
     :param readers: networks that took no part in the training, with their tasks.
+    :param remedies: the names of those classical remedies that are tried, as far as the degradation has them.
     """
     judges = [("", *each) for each in trained.judges] + [(READER, *each) for each in readers]
     judges = [each for each in judges if each[1].can_score(subset)]
@@ -162,8 +179,11 @@ def evaluate(
     return Evaluation(
         degraded=_joined(degraded),
         enhanced=_joined(enhanced) if enhanced else None,
-        classical=classical_quality(subset, degrade, content.hexdigest(), cache=cache),
-        remedy=degrade.remedy,
+        remedies={
+            name: Restored(remedy.title, classical_quality(subset, degrade, remedy, content.hexdigest(), cache=cache))
+            for name, remedy in degrade.remedies.items()
+            if name in remedies
+        },
         scores=gathered(lambda scorer: scorer.result()) if judges else {},
         per_image=gathered(lambda scorer: scorer.per_image()) if judges else {},
     )
@@ -222,23 +242,24 @@ def examples(
 
 
 def classical_quality(
-    subset: Subset, degrade: Degradation, content: str | None = None, *, cache: ArrayCache | None = None
-) -> Quality | None:
-    """Scores of the degradation's classical remedy; ``None`` where it has none.
+    subset: Subset,
+    degrade: Degradation,
+    remedy: Remedy,
+    content: str | None = None,
+    *,
+    cache: ArrayCache | None = None,
+) -> Quality:
+    """Scores of one of the degradation's classical remedies.
 
     :param content: a digest of the clean and the degraded images; needed with a cache.
-    :param cache: keeps the scores, which take seconds, for the next run on exactly these images.
+    :param cache: keeps the scores, which take seconds to minutes, for the next run on exactly these images.
     """
-    if degrade.remedy is None:
-        return None
 
     def score() -> dict[str, np.ndarray]:
         parts: list[Quality] = []
         for index in groups(subset):
             clean, given = _degraded(subset, degrade, index)
-            restored = degrade.restore_batch(given)
-            assert restored is not None
-            parts.append(image_quality(restored, clean))
+            parts.append(image_quality(remedy.restore(given), clean))
         whole = _joined(parts)
         return {"psnr": whole.psnr.numpy(), "ssim": whole.ssim.numpy()}
 
@@ -249,7 +270,7 @@ def classical_quality(
         key: dict[str, Any] = {
             "images": content,
             "psnr cap": PSNR_CAP,
-            "remedy": [degrade.remedy, str(degrade), dict(degrade.remedy_settings)],
+            "remedy": [remedy.title, str(degrade), dict(remedy.settings)],
         }
         scores = cache.arrays("classical", key, score)
     return Quality(torch.tensor(scores["psnr"]), torch.tensor(scores["ssim"]))

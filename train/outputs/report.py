@@ -13,6 +13,7 @@ from torch import nn
 from train.data.base import ImageData
 from train.evaluation.evaluate import READER, Evaluation
 from train.evaluation.metrics import PSNR_CAP, majority_share
+from train.outputs.remedies import remedies_of, title_key
 from train.strategies import Strategy
 from train.strategies.auxiliary import AUXILIARIES
 from train.text import printable
@@ -61,10 +62,11 @@ def collect(
     :param about: what the settings say.
     :param steps: columns of the step log.
     """
-    qualities = {"_degraded": evaluation.degraded, "_classical": evaluation.classical, "": evaluation.enhanced}
 
     def of_all(key: str, what: str) -> Metrics:
-        return {f"{key}{of}": None if each is None else getattr(each, what) for of, each in qualities.items()}
+        return {
+            f"{key}{of}": None if each is None else getattr(each, what) for of, each in evaluation.qualities.items()
+        }
 
     titles = ["accuracy", *(score.key for each in strategy.auxiliaries for score in each.scores)]
     titles += evaluation.scores.get("clean", {})
@@ -76,7 +78,8 @@ def collect(
         **of_all("psnr_capped", "capped"),
         **of_all("ssim", "mean_ssim"),
         **of_all("undefined", "undefined"),
-        "remedy": evaluation.remedy,
+        "remedy": None,
+        **{title_key(name): restored.title for name, restored in evaluation.remedies.items()},
         **{
             f"{title}{of}": evaluation.scores.get(kind, {}).get(title)
             for title in dict.fromkeys(titles)
@@ -122,7 +125,8 @@ def summary(metrics: Metrics, folder: Path) -> Group:
     kind = "validation" if metrics.get("evaluated_on") == "val" else "test"
     title = f"{metrics['run']}: {metrics['n_test']} {kind} images" + (", PHANTOM (generated) data" if phantom else "")
     # Runs of earlier versions had one auxiliary, and a remedy that followed from the task.
-    classical = metrics.get("remedy", "non-local means" if metrics["sigma"] is not None else "bicubic")
+    of_before: Metrics = {"remedy": "non-local means" if metrics["sigma"] is not None else "bicubic"}
+    metrics = of_before | metrics
     judged = [score for name in metrics.get("aux", ["dia"]) or ["dia"] for score in AUXILIARIES[name].scores]  # type: ignore[attr-defined]
     judged += [
         score._replace(key=READER + score.key, title=f"reader: {score.title}")
@@ -134,12 +138,10 @@ def summary(metrics: Metrics, folder: Path) -> Group:
     scores.add_column(f"{kind} images")
     for column in ("PSNR (dB)", "SSIM", *(score.title for score in judged)):
         scores.add_column(column, justify="right")
-    rows = {"degraded": "_degraded", f"classical: {classical}": "_classical", f"enhanced: {metrics['ip']}": ""}
-    if classical is None:
-        del rows[f"classical: {classical}"]
-    if metrics["ip"] is None:
-        del rows[f"enhanced: {metrics['ip']}"]
-    for label, suffix in (*rows.items(), ("clean", "_clean")):
+    rows = [("degraded", "_degraded"), *((f"classical: {name}", end) for end, name in remedies_of(metrics).items())]
+    if metrics["ip"] is not None:
+        rows.append((f"enhanced: {metrics['ip']}", ""))
+    for label, suffix in (*rows, ("clean", "_clean")):
         image = (metrics.get(f"psnr{suffix}"), metrics.get(f"ssim{suffix}")) if label != "clean" else (None, None)
         cells = [label, _number(image[0], ".2f"), _number(image[1], ".3f")]
         cells += [_number(metrics.get(f"{score.key}{suffix}"), score.form) for score in judged]
@@ -187,8 +189,8 @@ def _network(metrics: Metrics, key: str) -> str:
 
 def _counts(metrics: Metrics, name: str, sentence: str) -> str:
     """``sentence`` about how many images of each kind ``name`` counts; empty where it counts none."""
-    of = {"degraded": "_degraded", "classical": "_classical", "enhanced": ""}
-    counts = {kind: metrics.get(f"{name}{suffix}") or 0 for kind, suffix in of.items()}
+    of = {"_degraded": "degraded", **{end: end[1:] for end in remedies_of(metrics)}, "": "enhanced"}
+    counts = {kind: metrics.get(f"{name}{suffix}") or 0 for suffix, kind in of.items()}
     found = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     return sentence.format(found) if found else ""
 

@@ -119,7 +119,7 @@ class Degradation(Section):
 
     task: str = setting(
         "denoise",
-        "What IP has to undo: denoise, sr2, sr4, or degradations with their arguments, joined by +, such as "
+        "What IP has to undo: denoise, sr2, sr3, sr4, mixture, or degradations with their arguments, joined by +, such as "
         "poisson:30+blur:1.5. (--task list shows them all.)",
     )
     sigma: float = setting(0.1, "Standard deviation of the noise of task denoise, for images in [0, 1].", least=0)
@@ -325,9 +325,23 @@ class Evaluation(Section):
         "Also ask an independent reader: a VR that was trained on clean images and took no part in this training. It is "
         "kept in the cache.",
     )
+    bm3d: bool = setting(
+        False,
+        "Also try BM3D, a classical remedy of noise that is stronger than non-local means and takes seconds per image "
+        "(pip install bm3d; its license allows non-commercial use alone).",
+        computes=False,
+    )
     evaluate_on: Literal["test", "val"] = setting(
         "test", "val: score the validation images, to choose settings by, and leave the test images alone."
     )
+
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """The names of the classical remedies that are tried."""
+        from train.degradations import CLASSICAL
+        from train.degradations.bm3d import BM3D
+
+        return (CLASSICAL, BM3D) if self.bm3d else (CLASSICAL,)
 
 
 @dataclass(frozen=True)

@@ -85,11 +85,15 @@ def build(
         raise RunError(
             f"--batch-size {settings.training.batch_size} exceeds the {len(data.train)} training images of {data.name}"
         )
-    for name, pixels in (("--crop", settings.training.crop), ("--size", settings.data.size)):
-        if pixels is not None and pixels % degrade.scale:
-            raise RunError(
-                f"{name} {pixels} is no multiple of {degrade.scale}, which --task {settings.degradation.task} needs"
-            )
+    sides = {"--size": settings.data.size, "--crop": settings.training.crop}
+    unfit = {name: side for name, side in sides.items() if side is not None and side % degrade.scale}
+    if unfit:
+        is_none = "is no multiple" if len(unfit) == 1 else "are no multiples"
+        nearest = {name: max(1, round(side / degrade.scale)) * degrade.scale for name, side in unfit.items()}
+        raise RunError(
+            f"{_flags(unfit, ' and ')} {is_none} of {degrade.scale}, which --task {settings.degradation.task} needs; "
+            f"give {_flags(nearest, ' ')}"
+        )
     for i in range(len(data.test)):
         if any(side % degrade.scale for side in data.test.size(i)):
             height, width = data.test.size(i)
@@ -123,6 +127,10 @@ def build(
     rehearse(experiment, settings, data)
     strategy.equip(equip())
     return experiment
+
+
+def _flags(values: Mapping[str, int], between: str) -> str:
+    return between.join(f"{name} {value}" for name, value in values.items())
 
 
 def build_strategy(settings: Settings, data: ImageData) -> Strategy:
@@ -274,7 +282,13 @@ def rehearse(experiment: Experiment, settings: Settings, data: ImageData) -> Non
         for place in (0,) if data.size else (by_size[0], by_size[-1]):
             height, width = data.test.size(place)
             what, hint = f"the evaluation of an image of {height} x {width} px", "another --size"
-            evaluate(strategy, data.test.take([place]), experiment.crops.degrade, device=experiment.device)
+            evaluate(
+                strategy,
+                data.test.take([place]),
+                experiment.crops.degrade,
+                device=experiment.device,
+                remedies=settings.evaluation.remedies,
+            )
     except (ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
