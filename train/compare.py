@@ -14,8 +14,8 @@ from train.run import give_user_a_name, legible
 from train.text import printable, shell_word
 
 ABOUT = """Run the strategies and seeds of a recipe, and say whether GradProm helped: a table with confidence intervals,
-figures, a page and a verdict in plain words. A finished run is never repeated, and a stopped comparison goes on where it
-was: give the same command again."""
+figures, a page and a verdict in plain words. A finished run is never repeated, and a stopped comparison goes on where
+it was: give the same command again."""
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -31,6 +31,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", metavar="0,1,2", help="seeds in the place of the recipe's")
     parser.add_argument("--strategies", metavar="A,B", help="only these arms of the recipe")
+    parser.add_argument("--conditions", metavar="A;B", help="only these conditions of the recipe")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="changes",
         help="a setting of all runs, as python -m train.run --help lists them; may be given several times",
@@ -87,7 +88,16 @@ def run(given: argparse.Namespace) -> int:
         base["max_steps"] = given.max_steps
     recipe = RECIPES.build(given.recipe)
     strategies = None if given.strategies is None else [each.strip() for each in given.strategies.split(",")]
-    plan = Plan.made(given.recipe, recipe, given.preset, seeds=_seeds(given.seeds), arms=strategies, base=base)
+    conditions = None if given.conditions is None else [each.strip() for each in given.conditions.split(";")]
+    plan = Plan.made(
+        given.recipe,
+        recipe,
+        given.preset,
+        seeds=_seeds(given.seeds),
+        arms=strategies,
+        conditions=conditions,
+        base=base,
+    )
     if given.dry_run:
         from train.comparison.cost import dry_run
 

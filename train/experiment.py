@@ -192,7 +192,7 @@ class CleanVRs:
             return []
         tasks = {each.role.key: each for each in build_auxiliaries(settings, self.data)}
         found = []
-        for key, task in tasks.items():
+        for task in tasks.values():
             network = build_network(settings, task.role, tasks, channels=self.data.channels, scale=1)
             network.load_state_dict(self._weights(task.name, self._seed + READER_SEED))
             found.append((task, network.to(self.device)))

@@ -365,9 +365,7 @@ def make_strategy(
     return strategy
 
 
-def target_loss(
-    auxiliary: str, output: torch.Tensor, batch: Batch, said: torch.Tensor | None = None
-) -> torch.Tensor:
+def target_loss(auxiliary: str, output: torch.Tensor, batch: Batch, said: torch.Tensor | None = None) -> torch.Tensor:
     """``L_VR`` written out.
 
     :param said: of the clean image, in the unsupervised loss.

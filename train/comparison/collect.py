@@ -61,8 +61,8 @@ def read_records(jobs: Sequence[Job], out: Path) -> list[Record]:
         known, where = data.setdefault(job.condition, (facts, folder.path))
         if known != facts:
             raise RunError(
-                f"{where} and {folder.path} were made from different data (see data.json in both); remove the one whose "
-                "data are not those you mean"
+                f"{where} and {folder.path} were made from different data (see data.json in both); remove the one "
+                "whose data are not those you mean"
             )
         records.append(Record(job, folder.path, metrics, tuple(names), images, read_cosines(folder)))
     return records

@@ -44,15 +44,15 @@ def opened(folder: Path, plan: Plan) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"--out {folder} cannot be made or read: {error.strerror}") from error
     if others and not about.exists():
-        raise RunError(f"--out {folder} holds other things ({sorted(others)[0]}); give an empty or a new folder")
+        raise RunError(f"--out {folder} holds other things ({min(others)}); give an empty or a new folder")
     with locked(folder):
         facts, found = plan.facts(), read_json(about)
         if found is None:
             write_json(about, facts)
         elif found.get("recipe") != facts["recipe"]:
             raise RunError(
-                f"--out {folder} holds a comparison of recipe {found.get('recipe')}, not {facts['recipe']}; give another "
-                "folder"
+                f"--out {folder} holds a comparison of recipe {found.get('recipe')}, not {facts['recipe']}; give "
+                "another folder"
             )
         elif found != facts:
             what = ", ".join(name for name in facts if found.get(name) != facts[name])

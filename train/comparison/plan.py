@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from train.errors import RunError
 from train.recipes.base import Arm, Condition, Preset, Recipe
@@ -53,6 +53,7 @@ class Plan:
     preset: Preset
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
+    conditions: tuple[Condition, ...]
     base: Mapping[str, Any]
 
     @classmethod
@@ -64,24 +65,27 @@ class Plan:
         *,
         seeds: Sequence[int] | None = None,
         arms: Sequence[str] | None = None,
+        conditions: Sequence[str] | None = None,
         base: Mapping[str, Any] | None = None,
     ) -> Plan:
         """
         :param seeds: in the place of the recipe's.
-        :param arms: names of those that take part; all by default.
+        :param arms: names of those that take part; by default all of the preset.
+        :param conditions: likewise.
         :raises RunError: an arm or a seed does not fit.
         """
         seeds = tuple(recipe.seeds if seeds is None else seeds)
         if TUNING_SEED in seeds or len(set(seeds)) != len(seeds) or not seeds:
             raise RunError(f"--seeds must be different numbers, and not {TUNING_SEED}, which settings are chosen by")
-        chosen = tuple(each for each in recipe.arms if preset == "paper" or not each.paper_only)
-        if arms is not None:
-            known = {each.name: each for each in recipe.arms}
-            for each in arms:
-                if each not in known:
-                    raise RunError(unknown("--strategies", each, known, what=f"recipe {name} has no arm"))
-            chosen = tuple(known[each] for each in dict.fromkeys(arms))
-        plan = cls(name, recipe, preset, seeds, chosen, dict(base or {}))
+        plan = cls(
+            name,
+            recipe,
+            preset,
+            seeds,
+            _chosen(recipe.arms, arms, preset, flag="--strategies", what=f"recipe {name} has no arm"),
+            _chosen(recipe.conditions, conditions, preset, flag="--conditions", what=f"recipe {name} has no condition"),
+            dict(base or {}),
+        )
         plan.jobs({})  # whatever does not fit is said now
         return plan
 
@@ -134,11 +138,6 @@ class Plan:
                     jobs.append(Job(condition.name, arm.name, settings, folder))
         return jobs
 
-    @property
-    def conditions(self) -> tuple[Condition, ...]:
-        """Those that take part."""
-        return tuple(each for each in self.recipe.conditions if self.preset == "paper" or not each.paper_only)
-
     @staticmethod
     def _folder(kind: str, condition: Condition, name: str) -> Path:
         return Path(kind, *([_safe(condition.name)] if condition.name else []), _safe(name))
@@ -150,6 +149,25 @@ class Plan:
             "preset": self.preset,
             "base": {name: _plain(value) for name, value in self.base.items()},
         }
+
+
+Part = TypeVar("Part", Arm, Condition)
+
+
+def _chosen(
+    parts: tuple[Part, ...], names: Sequence[str] | None, preset: Preset, *, flag: str, what: str
+) -> tuple[Part, ...]:
+    """Those of a recipe's parts that were named, or those of the preset.
+
+    :raises RunError: there is no such part.
+    """
+    if names is None:
+        return tuple(each for each in parts if preset == "paper" or not each.paper_only)
+    known = {each.name: each for each in parts}
+    for each in names:
+        if each not in known:
+            raise RunError(unknown(flag, each, known, what=what))
+    return tuple(known[each] for each in dict.fromkeys(names))
 
 
 def arm_key(condition: str, arm: str) -> str:

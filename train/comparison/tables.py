@@ -27,8 +27,8 @@ _UNITS = {"psnr": " dB"}
 _WORDS = {
     "psnr": ("above", "below", ""),
     "ssim": ("above", "below", " in SSIM"),
-    "reader_accuracy": ("better", "worse", " for the independent reader (share of right diagnoses)"),
-    "reader_miou": ("better", "worse", " for the independent reader (mean IoU)"),
+    "reader_accuracy": ("better than", "worse than", " for the independent reader (share of right diagnoses)"),
+    "reader_miou": ("better than", "worse than", " for the independent reader (mean IoU)"),
 }
 
 
@@ -139,23 +139,24 @@ def about(found: Mapping[str, Any]) -> list[str]:
         "",
         f"- data: {data}, {found['test_images']} test images; {len(found['seeds'])} seeds "
         f"({', '.join(map(str, found['seeds']))}); {found['steps']} steps; preset {found['preset']}{changes}",
-        f"- version {found['version']} ({found['commit'] or 'no commit'}), PyTorch {found['torch']}, {found['machine']}",
+        f"- version {found['version']} ({found['commit'] or 'no commit'}), PyTorch {found['torch']}, "
+        f"{found['machine']}",
     ]
 
 
 def notes(found: Mapping[str, Any]) -> list[str]:
     """How the table is to be read."""
     lines = [
-        "In brackets: 95 % intervals; of scores over seeds (Student's t), of differences over seeds and test images, both "
-        "taken as random (paired). A star: the corrected p value (Holm, over all tests of that score here) is below 0.05. "
-        "The independent reader took no part in any of these trainings: it learned from clean training images. The "
-        "interval of the mean cosine is that over training steps.",
+        "In brackets: 95 % intervals; of scores over seeds (Student's t), of differences over seeds and test "
+        "images, both taken as random (paired). A star: the corrected p value (Holm, over all tests of that score here) is "
+        "below 0.05. The independent reader took no part in any of these trainings: it learned from clean training images. "
+        "The interval of the mean cosine is that over training steps.",
     ]
     if found["chosen"]:
         lines.append(
             "Chosen for each arm by validation images (the value at which the reader was right most often among those "
-            "within 0.1 dB of the arm's best PSNR), with the same number of trials for each and a seed that is not in the "
-            f"table: {'; '.join(f'{key}: {_plain(value)}' for key, value in found['chosen'].items())}."
+            "within 0.1 dB of the arm's best PSNR), with the same number of trials for each and a seed that is not in "
+            f"the table: {'; '.join(f'{key}: {_plain(value)}' for key, value in found['chosen'].items())}."
         )
     else:
         lines.append("Nothing was chosen by looking at scores: every arm has the settings that its recipe states.")
@@ -182,7 +183,7 @@ def comma_separated(found: Mapping[str, Any]) -> str:
 
 
 def verdict(found: Mapping[str, Any]) -> list[str]:
-    """In plain words, a sentence each: what is different from what, by how much, and whether that is more than noise."""
+    """In plain words, a sentence each: what differs from what, by how much, and whether that is more than noise."""
     sentences = []
     for condition in found["conditions"]:
         where = f"{condition['name']}: " if condition["name"] else ""
@@ -204,13 +205,17 @@ def _sentences(name: str, other: str, tests: Mapping[str, Any]) -> Iterator[str]
             yield f"{name} and {other}{of}: one run of one image says nothing about a difference."
             continue
         unit = _UNITS.get(key, "")
-        low, high = (number(key, test[end], sign=True) for end in ("low", "high"))
+        low, high, mean = (number(key, test[name], sign=True) for name in ("low", "high", "mean"))
         p = test["p_corrected"]
-        numbers = f"95 % CI {low} to {high}{unit}, p = {p:.3g} corrected for {test['comparisons']} comparisons, {_seeds(test['seeds'])}"
+        numbers = (
+            f"95 % CI {low} to {high}{unit}, p = {p:.3g} corrected for {test['comparisons']} comparisons, "
+            f"{_seeds(test['seeds'])}"
+        )
         if p < LEVEL:
-            yield f"{name} is {number(key, abs(test['mean']))}{unit} {more if test['mean'] > 0 else less} {'than ' if key in ('reader_accuracy', 'reader_miou') else ''}{other}{of} ({numbers})."
+            size, relation = number(key, abs(test["mean"])), more if test["mean"] > 0 else less
+            yield f"{name} is {size}{unit} {relation} {other}{of} ({numbers})."
         else:
-            yield f"{name} is not distinguishable from {other}{of} ({number(key, test['mean'], sign=True)}{unit}, {numbers})."
+            yield f"{name} is not distinguishable from {other}{of} ({mean}{unit}, {numbers})."
 
 
 def _seeds(number: int) -> str:

@@ -137,7 +137,8 @@ def right(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def majority_share(labels: np.ndarray | None) -> float | None:
-    """How often the commonest class is right: what a diagnosis that ignores the image achieves, of those that are known."""
+    """How often the commonest class is right, of the images whose class is known: what a diagnosis that ignores the
+    image achieves."""
     known = np.empty(0, np.int64) if labels is None else labels[labels >= 0]
     return float(np.bincount(known).max() / len(known)) if len(known) else None
 

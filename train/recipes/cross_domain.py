@@ -15,7 +15,7 @@ def cross_domain() -> Recipe:
             "task": "denoise",
             "aux": "seg",
             "test_dataset": "lizard",
-        },  # fmt: skip
+        },
         quick=QUICK_ISIC,
         conditions=(Condition("sigma 0.1", {"sigma": 0.1}), Condition("sigma 0.2", {"sigma": 0.2})),
         arms=(IP_ONLY, JOINT, FROZEN, GRADPROM, SOFT, fixed(GRADPROM)),

@@ -32,7 +32,7 @@ def isic_denoise() -> Recipe:
     gates: tuple[Arm, ...] = (GRADPROM, SOFT, CAPPED, CAPPED_SOFT)
     return Recipe(
         title="ISIC 2018, denoising",
-        question="Does a segmentation or a diagnosis of the lesion, with labels or without, help to denoise skin images?",
+        question="Does a segmentation or a diagnosis of the lesion, with labels or without, help to denoise skin?",
         settings={**ISIC, "task": "denoise"},
         quick=QUICK_ISIC,
         conditions=tuple(

@@ -18,7 +18,7 @@ def vr_depth() -> Recipe:
             "sigma": 0.1,
             "aux": "dia",
             "aux_weight": (1e-2,),
-        },  # fmt: skip
+        },
         quick={**QUICK_ISIC, "max_steps": 100, "clean_epochs": 2},
         conditions=tuple(Condition(f"ResNet-{depth}", {"vr": f"resnet{depth}"}) for depth in (18, 50, 101)),
         arms=(IP_ONLY, FROZEN, GRADPROM, fixed(GRADPROM)),

@@ -119,8 +119,8 @@ class Degradation(Section):
 
     task: str = setting(
         "denoise",
-        "What IP has to undo: denoise, sr2, sr3, sr4, mixture, or degradations with their arguments, joined by +, such as "
-        "poisson:30+blur:1.5. (--task list shows them all.)",
+        "What IP has to undo: denoise, sr2, sr3, sr4, mixture, or degradations with their arguments, joined by +, such "
+        "as poisson:30+blur:1.5. (--task list shows them all.)",
     )
     sigma: float = setting(0.1, "Standard deviation of the noise of task denoise, for images in [0, 1].", least=0)
 
@@ -161,8 +161,8 @@ class Auxiliary(Section):
     )
     vr_update: VRUpdate = setting(
         "train",
-        "What becomes of VR while IP is trained. train: it learns along. fixed: it stays as it is. ema: it learns along, "
-        "and IP is advised by the moving average of its weights.",
+        "What becomes of VR while IP is trained. train: it learns along. fixed: it stays as it is. ema: it learns "
+        "along, and IP is advised by the moving average of its weights.",
         concerns="vr_update",
     )
     ema_decay: float = setting(
@@ -175,9 +175,9 @@ class Auxiliary(Section):
     )
     vr_start: Literal["fresh", "clean"] = setting(
         "fresh",
-        "fresh: VR begins with random weights; where it has to know its task, it learns that in a first phase of the run "
-        "(--pretrain-epochs). clean: with the weights of a VR that was trained on clean images, which is kept in the "
-        "cache.",
+        "fresh: VR begins with random weights; where it has to know its task, it learns that in a first phase of the "
+        "run (--pretrain-epochs). clean: with the weights of a VR that was trained on clean images, which is kept in "
+        "the cache.",
         concerns="vr_start",
     )
     label_smoothing: float = setting(
@@ -294,7 +294,7 @@ class Training(Section):
 
 @dataclass(frozen=True)
 class Clean(Section):
-    """How a VR learns from clean images, whatever IP is trained on: the start of ``--vr-start clean``, and the reader."""
+    """How a VR learns from clean images, whatever IP is trained on: that of ``--vr-start clean``, and the reader."""
 
     clean_epochs: int = setting(40, "Passes over the training images.", least=1, concerns="clean")
     clean_lr: float = setting(1e-3, "Its highest learning rate, same course.", above=0, concerns="clean")
@@ -322,8 +322,8 @@ class Evaluation(Section):
 
     reader: bool = setting(
         False,
-        "Also ask an independent reader: a VR that was trained on clean images and took no part in this training. It is "
-        "kept in the cache.",
+        "Also ask an independent reader: a VR that was trained on clean images and took no part in this training. It "
+        "is kept in the cache.",
     )
     bm3d: bool = setting(
         False,

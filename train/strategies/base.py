@@ -234,7 +234,7 @@ class Strategy(ABC):
         """Hands over the networks, by the keys of :attr:`roles`."""
         self.learners = learners
 
-    def begin(self, phase: Phase) -> None:
+    def begin(self, phase: Phase) -> None:  # noqa: B027 (most strategies have nothing to do here)
         """Called once, when a phase begins, with the networks as the phase before has left them."""
 
     def enter(self, phase: Phase) -> None:
@@ -395,8 +395,8 @@ class Advised(WithIP, WithVR):
     learns that on clean images, in a phase of its own, unless it begins with weights that were learned so.
 
     In the unsupervised loss (ESTR, arXiv:1910.09185) the clean-image branch is a fixed network: were it VR itself, VR
-    could bring the two branches together by saying the same of every image. Where VR learns along, that branch is a copy
-    of VR as it was when IP's training began.
+    could bring the two branches together by saying the same of every image. Where VR learns along, that branch is a
+    copy of VR as it was when IP's training began.
     """
 
     settings = frozenset({"aux_weight", "vr_update", "vr_loss", "vr_start"})

@@ -1,7 +1,7 @@
 """What others have published for losses that share parameters, as strategies beside GradProm.
 
-All of them compare gradients through their Gram matrix, so that each is a gate of the library and a class of a few lines
-here. Which loss is the main one matters to the cosine gates alone.
+All of them compare gradients through their Gram matrix, so that each is a gate of the library and a class of a few
+lines here. Which loss is the main one matters to the cosine gates alone.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class CosineGated(Advised):
 
 @STRATEGIES.register("cosine-gated-weighted")
 class CosineGatedWeighted(Advised):
-    """The same paper's weighted version: the auxiliary gradient is weighted with ``max(0, cosine)``. The step of theta is
-    that of GradProm's soft gate."""
+    """The same paper's weighted version: the auxiliary gradient is weighted with ``max(0, cosine)``. The step of theta
+    is that of GradProm's soft gate."""
 
     gate = "soft"
 
@@ -60,15 +60,15 @@ class PCGrad(Advised):
 
 @STRATEGIES.register("gradvac")
 class GradVac(Advised):
-    """Z. Wang et al., "Gradient Vaccine", arXiv:2010.05874: gradients are turned towards each other until their cosine is
-    what it has been on average."""
+    """Z. Wang et al., "Gradient Vaccine", arXiv:2010.05874: gradients are turned towards each other until their cosine
+    is what it has been on average."""
 
     gate = staticmethod(_gradvac)
 
 
 @STRATEGIES.register("mgda")
 class MGDA(Advised):
-    """O. Sener, V. Koltun, "Multi-Task Learning as Multi-Objective Optimization", arXiv:1810.04650: theta is stepped with
-    the shortest vector between the gradients, which lowers every loss or none."""
+    """O. Sener, V. Koltun, "Multi-Task Learning as Multi-Objective Optimization", arXiv:1810.04650: theta is stepped
+    with the shortest vector between the gradients, which lowers every loss or none."""
 
     gate = staticmethod(_mgda)

@@ -1,8 +1,8 @@
 """ISIC 2018 Task 1: dermoscopic images of skin lesions with the border of each lesion.
 
 N. Codella et al., "Skin Lesion Analysis Toward Melanoma Detection 2018", arXiv:1902.03368; P. Tschandl, C. Rosendahl,
-H. Kittler, "The HAM10000 dataset", Scientific Data 5, 180161 (2018). The challenge gives no diagnosis with these images;
-most of them were in the challenge of 2017 (N. Codella et al., arXiv:1710.05006), whose Part 3 has one.
+H. Kittler, "The HAM10000 dataset", Scientific Data 5, 180161 (2018). The challenge gives no diagnosis with these
+images; most of them were in the challenge of 2017 (N. Codella et al., arXiv:1710.05006), whose Part 3 has one.
 
 Layout of the folder, as the challenge publishes it::
 
@@ -12,8 +12,8 @@ Layout of the folder, as the challenge publishes it::
     ISIC2018_Task1-2_Test_Input, ISIC2018_Task1_Test_GroundTruth               } validation and test images
     ISIC-2017_*_Part3_GroundTruth.csv or labels.csv    optional: columns image_id, melanoma, seborrheic_keratosis
 
-Where the official validation and test images are missing, the training images are split by a seed. An image that no table
-has a diagnosis of is of unknown label. Which images are of one patient is not published.
+Where the official validation and test images are missing, the training images are split by a seed. An image that no
+table has a diagnosis of is of unknown label. Which images are of one patient is not published.
 """
 
 from __future__ import annotations
@@ -56,12 +56,14 @@ class ISIC2018(DataSet):
         return (path / image_folder("train")).is_dir()
 
     def listing(self, path: Path, *, split_seed: int) -> Listing:
-        files = {split: _pairs(path, split) for split in SPLITS if split == "train" or (path / image_folder(split)).is_dir()}
+        files = {
+            split: _pairs(path, split) for split in SPLITS if split == "train" or (path / image_folder(split)).is_dir()
+        }
         if len(files) == 2:
             (missing,) = set(SPLITS) - set(files)
             raise DataError(
-                f"{path} has {image_folder('test' if missing == 'val' else 'val')} but no {image_folder(missing)}; add that "
-                "folder, or move the other one away"
+                f"{path} has {image_folder('test' if missing == 'val' else 'val')} but no {image_folder(missing)}; add "
+                "that folder, or move the other one away"
             )
         labels = _diagnoses(path, {id for found in files.values() for id in found})
         examples = {
@@ -92,7 +94,9 @@ def _pairs(path: Path, split: str) -> dict[str, tuple[Path, Path]]:
         if id not in found:
             raise DataError(f"the image {image} has no mask {masks / (id + _MASK_END)}; add it, or move the image away")
     if unused := sorted(set(found) - set(images)):
-        raise DataError(f"the mask {found[unused[0]]} has no image {folder / (unused[0] + '.jpg')}; add it, or remove the mask")
+        raise DataError(
+            f"the mask {found[unused[0]]} has no image {folder / (unused[0] + '.jpg')}; add it, or remove the mask"
+        )
     return {id: (image, found[id]) for id, image in images.items()}
 
 
@@ -115,7 +119,9 @@ def _diagnoses(path: Path, ids: set[str]) -> dict[str, int]:
             if told == ["", ""]:
                 continue  # an image whose diagnosis is not known
             if not set(told) <= set(_YES):
-                raise DataError(f"{where}: melanoma and seborrheic_keratosis must be 0 or 1 each, not {told[0]!r}, {told[1]!r}")
+                raise DataError(
+                    f"{where}: melanoma and seborrheic_keratosis must be 0 or 1 each, not {told[0]!r}, {told[1]!r}"
+                )
             melanoma, keratosis = (_YES[each] for each in told)
             if melanoma and keratosis:
                 raise DataError(f"{where}: {id} cannot be both a melanoma and a seborrheic keratosis")
