@@ -103,8 +103,11 @@ def run(given: argparse.Namespace) -> int:
 
         print(dry_run(plan))
         return 0
+    from rich.console import Console
+
     from train.comparison.execute import Interrupted, carry_out, choose, opened
     from train.comparison.write import write
+    from train.training.progress import Display
 
     out = given.out or Path("results-of") / given.recipe
 
@@ -119,7 +122,7 @@ def run(given: argparse.Namespace) -> int:
         except Interrupted:
             say(f"Stopped. To go on, give the same command again: --out {shell_word(out)} has what is done.")
             return INTERRUPTED
-        for line in write(plan, jobs, chosen, out):
+        for line in write(plan, jobs, chosen, out, Display(Console(markup=False, emoji=False, highlight=False))):
             say(line)
     return 0
 

@@ -291,6 +291,8 @@ class TestJpeg:
         stored = Jpeg(95)(Gaussian(0.3)(clean, range(5)), range(5))
         assert 0 <= stored.min() <= stored.max() <= 1
         torch.testing.assert_close(stored * 255, (stored * 255).round(), atol=1e-4, rtol=0)
+        between = torch.full((1, 1, 8, 8), 100.7 / 255)
+        torch.testing.assert_close(Jpeg(95)(between, [0]) * 255, torch.full((1, 1, 8, 8), 101.0))
         beyond = torch.tensor([-0.4, 1.7]).repeat_interleave(8).expand(1, 1, 8, 16)
         assert torch.equal(Jpeg(95)(beyond, [0]), Jpeg(95)(beyond.clamp(0, 1), [0]))
 

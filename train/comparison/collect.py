@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from train.comparison.plan import Job, Plan, arm_key
-from train.errors import RunError
+from train.errors import RunError, reason
 from train.evaluation.statistics import difference, holm, interval
 from train.files import read_json
 from train.outputs.remedies import remedies_of
@@ -34,7 +35,7 @@ class Record:
     :param metrics: ``metrics.json``.
     :param names: of the images that were scored.
     :param images: the scores of each, ``images.csv``.
-    :param cosines: of each auxiliary at every step of IP.
+    :param steps: what was measured at every step of IP's training.
     """
 
     job: Job
@@ -42,7 +43,7 @@ class Record:
     metrics: Mapping[str, Any]
     names: tuple[str, ...]
     images: Mapping[str, np.ndarray]
-    cosines: Mapping[str, np.ndarray]
+    steps: Mapping[str, np.ndarray]
 
 
 def read_records(jobs: Sequence[Job], out: Path) -> list[Record]:
@@ -64,23 +65,24 @@ def read_records(jobs: Sequence[Job], out: Path) -> list[Record]:
                 f"{where} and {folder.path} were made from different data (see data.json in both); remove the one "
                 "whose data are not those you mean"
             )
-        records.append(Record(job, folder.path, metrics, tuple(names), images, read_cosines(folder)))
+        records.append(Record(job, folder.path, metrics, tuple(names), images, read_steps(folder)))
     return records
 
 
-def read_cosines(folder: RunFolder) -> dict[str, np.ndarray]:
-    """The cosine columns of a step log, ``float64 [steps]`` each, without steps that have none."""
+def read_steps(folder: RunFolder) -> dict[str, np.ndarray]:
+    """What was measured at every step of IP's training, ``float64 [steps]`` each, NaN where there was nothing.
+
+    :raises RunError: the step log is missing or damaged.
+    """
     try:
-        columns = np.genfromtxt(folder.steps, delimiter=",", names=True, dtype=None, encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder.steps} cannot be read: {error}") from error
-    names = [name for name in columns.dtype.names or () if name.split("_")[0] == "cosine"]
-    found = {name: np.atleast_1d(columns[name]) for name in names}
-    return {
-        name: values[np.isfinite(values)]
-        for name, values in found.items()
-        if values.dtype.kind == "f" and np.isfinite(values).any()
-    }
+        with folder.steps.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file, strict=True) if row["phase"] == "train"]
+        names = [name for name in (rows[0] if rows else {}) if name not in ("step", "phase")]
+        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
+    except OSError as error:
+        raise RunError(f"{folder.steps} cannot be read: {reason(error)}") from error
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise RunError(f"{folder.steps} is damaged ({error}); remove the folder, and its run is done again") from error
 
 
 def results(plan: Plan, records: Sequence[Record], chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,11 +160,11 @@ def _arm(found: Sequence[Record]) -> dict[str, Any]:
         for key, values in shares.items()
         if None not in values
     }
+    cosines = [name for name in found[0].steps if name.split("_")[0] == "cosine"]
     own["cosine"] = {
-        column.removeprefix("cosine").removeprefix("_"): _cosine(
-            [r.cosines[column] for r in found if column in r.cosines]
-        )
-        for column in found[0].cosines
+        name.removeprefix("cosine").removeprefix("_"): _cosine([record.steps[name] for record in found])
+        for name in cosines
+        if np.isfinite(found[0].steps[name]).any()
     }
     own["steps_skipped"] = sum(record.metrics["steps_skipped"] for record in found)
     own["seconds"] = float(np.mean([record.metrics["seconds"] for record in found]))
@@ -178,6 +180,7 @@ def _cosine(steps: Sequence[np.ndarray]) -> dict[str, Any]:
     """The mean cosine over all steps of all seeds, with the 95 % interval of that mean: batches are drawn anew at every
     step, so that the cosines of successive steps are taken for independent."""
     pool = np.concatenate(steps)
+    pool = pool[np.isfinite(pool)]
     error = 1.96 * float(pool.std(ddof=1)) / math.sqrt(len(pool)) if len(pool) > 1 else math.nan
     mean = float(pool.mean())
     return _finite({"mean": mean, "low": mean - error, "high": mean + error, "steps": len(pool)})

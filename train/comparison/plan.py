@@ -140,7 +140,7 @@ class Plan:
 
     @staticmethod
     def _folder(kind: str, condition: Condition, name: str) -> Path:
-        return Path(kind, *([_safe(condition.name)] if condition.name else []), _safe(name))
+        return Path(kind, *([safe(condition.name)] if condition.name else []), safe(name))
 
     def facts(self) -> dict[str, Any]:
         """What a folder of this comparison says about itself: with other ones it is another comparison."""
@@ -235,5 +235,6 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
-def _safe(name: str) -> str:
+def safe(name: str) -> str:
+    """A name as a part of a file's."""
     return re.sub(r"[^A-Za-z0-9.+=_]+", "-", name).strip("-")

@@ -10,12 +10,14 @@ from train.comparison import tables
 from train.comparison.collect import read_records, results, to_text
 from train.comparison.plan import Job, Plan
 from train.files import write_file
+from train.training.progress import Display
 
 
-def write(plan: Plan, jobs: Sequence[Job], chosen: Mapping[str, Any], out: Path) -> Iterator[str]:
+def write(plan: Plan, jobs: Sequence[Job], chosen: Mapping[str, Any], out: Path, display: Display) -> Iterator[str]:
     """Writes ``results.json``, ``table.md``, ``table.csv``, ``verdict.md``, figures and ``report.html``.
 
     :param chosen: the tuned values.
+    :param display: shows the training of a reader that the cache has lost.
     :returns: lines for a person: the verdict, and where the rest is.
     :raises RunError: a file cannot be read or written.
     """
@@ -31,6 +33,9 @@ def write(plan: Plan, jobs: Sequence[Job], chosen: Mapping[str, Any], out: Path)
         else ""
     )
     write_file(out / "verdict.md", (head + "\n".join(f"- {each}" for each in verdict) + "\n").encode())
+    from train.comparison.draw import draw
+
+    draw(plan, records, out, display)
     yield ""
     yield from verdict
     yield f"The table is in {out / 'table.md'}."
