@@ -429,7 +429,7 @@ def _check_definition(name: str, auxiliaries: Sequence[str], terms: Terms | None
                 loss = torch.mean((own["ip"](batch.degraded) - batch.clean) ** 2)
                 main = torch.autograd.grad(loss, theta)
                 assert found["loss"].item() == pytest.approx(loss.item(), rel=1e-9)
-            losses, auxs, new = [], [], {}
+            auxs = []
             for each in auxiliaries if strategy.uses_auxiliaries else ():
                 suffix, key = f"_{each}" if among > 1 else "", AUXILIARIES[each].role.key
                 phi = list(own[key].parameters())

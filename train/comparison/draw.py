@@ -163,8 +163,8 @@ class _Painter:
         self._keep(
             path,
             "One image",
-            f"The test image {name}, of median PSNR under {enhancing[0].job.arm}, as each arm (seed {self.seed}) enhances "
-            "it; below, the framed part enlarged, and the absolute error on one scale.",
+            f"The test image {name}, of median PSNR under {enhancing[0].job.arm}, as each arm (seed {self.seed}) "
+            "enhances it; below, the framed part enlarged, and the absolute error on one scale.",
         )
         with torch.inference_mode(False):
             readers = CleanVRs(settings, data, self._facts(enhancing[0]), device, self.display).readers()
@@ -207,8 +207,9 @@ class _Painter:
             self._keep(
                 path,
                 f"What the reader looks at ({task.role.name})",
-                f"Class activation maps (Grad-CAM) of the independent reader for {words}, on the clean, the degraded and "
-                "every enhanced image. Where a map differs from that of the clean image, the reader sees something else.",
+                f"Class activation maps (Grad-CAM) of the independent reader for {words}, on the clean, the degraded "
+                "and every enhanced image. Where a map differs from that of the clean image, the reader sees something "
+                "else.",
             )
 
     def _guided(
@@ -305,8 +306,8 @@ class _Painter:
         self._keep(
             path,
             "Image quality against what a reader sees",
-            "A curve per strategy over the weight of the auxiliary (lambda; kappa for the capped ones). Up and to the right "
-            "is better; a strategy that protects IP keeps to the right as its weight grows.",
+            "A curve per strategy over the weight of the auxiliary (lambda; kappa for the capped ones). Up and to the "
+            "right is better; a strategy that protects IP keeps to the right as its weight grows.",
         )
 
 

@@ -55,15 +55,10 @@ def non_local_means_settings() -> dict[str, Any]:
 
 
 def enlarge(images: Tensor, scale: int) -> Tensor:
-<<<<<<< HEAD
-    """Bicubic interpolation, as a viewer shows an image that is too small: Keys' kernel with a = -3/4, as PyTorch has.
-    Published tables have a = -1/2 (MATLAB's), which on COVID-CT at 128 px is 0.2 dB less at x2 and 0.1 dB at x3 and x4.
-=======
     """Bicubic interpolation, as a viewer shows an image that is too small.
 
     Keys' kernel with a = -3/4, as PyTorch has it. Published tables have MATLAB's a = -1/2; on COVID-CT at 128 px (x3:
     129) that is 0.2 dB less at x2 and x3, and 0.1 dB less at x4.
->>>>>>> degr
 
     :param images: ``float32 [N, C, h, w]``, not clipped.
     :returns: ``float32 [N, C, h * scale, w * scale]`` on the same device; ``images`` themselves at scale 1.
