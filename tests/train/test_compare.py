@@ -48,8 +48,12 @@ def tiny_recipe() -> Recipe:
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of one's own, and no pictures: they take seconds, and the first comparison (``done``) has them."""
+    from train.comparison import write
+
     monkeypatch.setenv("GRADPROM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(write, "draw", lambda *_: ([], []))
 
 
 @pytest.fixture(scope="module")

@@ -117,11 +117,58 @@ def test_phases_say_what_they_move():
         strategy = make_strategy(name, fresh_networks(["dia", "seg"]), ["dia", "seg"], terms=Terms(2, 5, 3))
         moves[name] = [(phase.name, phase.iterations, phase.moves) for phase in strategy.phases(4)]
     everything = [("train", 5, ("ip", "vr", "seg"))]
-    assert moves == {
+    others = {
         "frozen": [("pretrain", 12, ("vr", "seg")), ("train", 5, ("ip",))],
-        "gradprom": everything,
-        "gradprom-soft": everything,
         "ip-only": [("train", 5, ("ip",))],
-        "joint": everything,
         "vr-only": [("train", 5, ("vr", "seg"))],
     }
+    assert moves == dict.fromkeys(STRATEGIES, everything) | others
+
+
+@pytest.mark.parametrize(
+    ("terms", "phases"),
+    [
+        (Terms(vr_update="train"), ["train"]),
+        (Terms(vr_update="train", vr_loss="unsupervised"), ["pretrain", "train"]),
+        (Terms(vr_update="fixed"), ["pretrain", "train"]),
+        (Terms(vr_update="ema"), ["pretrain", "train"]),
+        (Terms(vr_update="fixed", vr_start="clean"), ["train"]),
+        (Terms(vr_update="ema", vr_loss="unsupervised", vr_start="clean"), ["train"]),
+    ],
+)
+def test_a_vr_that_must_know_its_task_learns_it_first(terms, phases):
+    strategy = make_strategy("gradprom", fresh_networks(["dia"]), terms=terms._replace(pretrain_epochs=1))
+    assert [phase.name for phase in strategy.phases(4)] == phases
+    assert strategy.phases(4)[-1].moves == (("ip",) if terms.vr_update == "fixed" else ("ip", "vr"))
+
+
+def test_a_target_network_is_vr_as_it_was(tmp_path):
+    """And not what VR becomes: the two branches cannot agree on saying the same of everything."""
+    networks = fresh_networks(["dia"])
+    first = copy.deepcopy(networks["vr"])
+    terms = Terms(vr_loss="unsupervised", vr_start="clean")
+    strategy = make_strategy("gradprom", networks, terms=terms)
+    (phase,) = strategy.phases(4)
+    strategy.begin(phase)
+    strategy.enter(phase)
+    for batch in batches(3):
+        step(strategy, batch)
+    assert_same_weights(strategy.companions["vr_teacher"], first, rtol=0, atol=0)
+    assert not torch.equal(networks["vr"][0].weight, first[0].weight)
+
+
+def test_labels_that_are_not_known_take_no_part():
+    """Half of a batch is unlabeled: its loss is that of the other half, also where nothing is known at all."""
+    from train import losses
+
+    logits = torch.randn(6, 3, requires_grad=True)
+    labels = torch.tensor([2, -1, 0, -1, -1, 1])
+    known = labels >= 0
+    loss = losses.diagnosis_loss(logits, labels)
+    torch.testing.assert_close(loss, F.cross_entropy(logits[known], labels[known]))
+    smooth = losses.diagnosis_loss(logits, labels, smoothing=0.2)
+    torch.testing.assert_close(smooth, F.cross_entropy(logits[known], labels[known], label_smoothing=0.2))
+    nothing = losses.diagnosis_loss(logits, torch.full((6,), -1))
+    assert nothing == 0
+    (grad,) = torch.autograd.grad(nothing, logits)
+    assert not grad.any()

@@ -148,7 +148,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     """How the table is to be read."""
     lines = [
         "In brackets: 95 % intervals; of scores over seeds (Student's t), of differences over seeds and test "
-        "images, both taken as random (paired). A star: the corrected p value (Holm, over all tests of that score here) "
+        "images, both taken as random (paired). A star: the corrected p value (Holm, over all tests of that score) "
         "is below 0.05. The independent reader took no part in any of these trainings: it learned from clean training "
         "images. "
         "The interval of the mean cosine is that over training steps.",

@@ -8,6 +8,7 @@ from typing import Any
 
 from train.comparison import tables
 from train.comparison.collect import read_records, results, to_text
+from train.comparison.draw import draw
 from train.comparison.plan import Job, Plan
 from train.files import write_file
 from train.training.progress import Display
@@ -33,8 +34,6 @@ def write(plan: Plan, jobs: Sequence[Job], chosen: Mapping[str, Any], out: Path,
         else ""
     )
     write_file(out / "verdict.md", (head + "\n".join(f"- {each}" for each in verdict) + "\n").encode())
-    from train.comparison.draw import draw
-
     draw(plan, records, out, display)
     yield ""
     yield from verdict

@@ -32,7 +32,8 @@ PRESET_HELP = (
     "GPU, else quick."
 )
 _SHORT = {"--blocks": "--ip.blocks", "--features": "--ip.features"}  # as they were called when there was one IP
-_CHOICES = ("strategy", "aux", *NETWORKS)  # what decides which flags there are
+# What decides which flags there are.
+_CHOICES = ("strategy", "aux", "vr_update", "vr_loss", "vr_start", *NETWORKS)
 
 
 def parse(argv: Sequence[str]) -> Settings:
@@ -58,7 +59,10 @@ def parse(argv: Sequence[str]) -> Settings:
         preset = "quick" if wants_help else automatic_preset(given.device or "auto")
     # A preset that does not exist is reported by the second reading.
     base = preset_settings(preset if preset in ("quick", "paper") else "quick")
-    base = base.change({name: value for name in _CHOICES if (value := getattr(given, name)) is not None})
+    chosen: dict[str, Any] = {name: value for name in _CHOICES if (value := getattr(given, name)) is not None}
+    if "--reader" in argv:
+        chosen["reader"] = True
+    base = base.change(chosen)
     return _read(argv, base, short=wants_help)
 
 
