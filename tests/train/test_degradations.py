@@ -119,8 +119,8 @@ class TestGaussian:
 
 
 def imresize(rows: np.ndarray, scale: int) -> np.ndarray:
-    """MATLAB's ``imresize(rows, 1 / scale)`` along the first side: Keys' cubic kernel with a = -1/2, as wide as ``scale``
-    asks for, over pixels that are counted from 1 and go on mirrored."""
+    """MATLAB's ``imresize(rows, 1 / scale)`` along the first side: Keys' cubic kernel with a = -1/2, as wide as
+    ``scale`` asks for, over pixels that are counted from 1 and go on mirrored."""
     count = len(rows)
     small = []
     for place in range(1, count // scale + 1):
@@ -252,8 +252,8 @@ class TestBlur:
 
 class TestJpeg:
     def test_one_block_written_out(self) -> None:
-        """The standard by hand, for a gray block of 8 x 8: cosine transform, division by the table of its annex K, which
-        is that of quality 50, rounding, and the way back."""
+        """The standard by hand, for a gray block of 8 x 8: cosine transform, division by the table of its annex K,
+        which is that of quality 50, rounding, and the way back."""
         table = np.array(
             [
                 [16, 11, 10, 16, 24, 40, 51, 61],
