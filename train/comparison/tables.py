@@ -132,16 +132,23 @@ def _line(cells: Sequence[str]) -> str:
 
 def about(found: Mapping[str, Any]) -> list[str]:
     """What was run, a line each."""
+    return [found["question"], "", *(f"- {name}: {value}" for name, value in facts(found).items())]
+
+
+def facts(found: Mapping[str, Any]) -> dict[str, str]:
+    """What was run, by what it is called."""
     data = "PHANTOM: generated images, no patients" if found["data"] == "phantom" else f"real {found['dataset']}"
-    changes = "".join(f", {name} {value}" for name, value in found["set"].items())
-    return [
-        found["question"],
-        "",
-        f"- data: {data}, {found['test_images']} test images; {len(found['seeds'])} seeds "
-        f"({', '.join(map(str, found['seeds']))}); {found['steps']} steps; preset {found['preset']}{changes}",
-        f"- version {found['version']} ({found['commit'] or 'no commit'}), PyTorch {found['torch']}, "
-        f"{found['machine']}",
-    ]
+    seeds = ", ".join(map(str, found["seeds"]))
+    told = {
+        "recipe": f"{found['recipe']}, preset {found['preset']}",
+        "data": f"{data}, {found['test_images']} test images",
+        "seeds": f"{len(found['seeds'])} ({seeds})",
+        "steps": str(found["steps"]),
+        "set": ", ".join(f"{name} {value}" for name, value in found["set"].items()),
+        "version": f"{found['version']} ({found['commit'] or 'no commit'}), PyTorch {found['torch']}",
+        "machine": found["machine"],
+    }
+    return {name: value for name, value in told.items() if value}
 
 
 def notes(found: Mapping[str, Any]) -> list[str]:
