@@ -16,21 +16,23 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Callable[[str], Path]:
+def shared_data() -> Callable[..., Path]:
     """``shared_data("COVID-CT")`` is the folder of the real data set; the test is skipped where it is absent.
 
-    Looked for in ``$GRADPROM_DATA`` and beside the repository. With ``GRADPROM_REQUIRE_DATA=1`` its absence is a
-    failure: that is how CI makes sure that these tests did run.
+    Looked for in ``$GRADPROM_DATA`` and beside the repository, under any of several names. With
+    ``GRADPROM_REQUIRE_DATA=1`` its absence is a failure, unless it is not ``required``: that is how CI makes sure that
+    these tests did run.
     """
     roots = [Path(given) for given in (os.environ.get("GRADPROM_DATA"), SHARED) if given]
 
-    def find(name: str) -> Path:
+    def find(*names: str, required: bool = True) -> Path:
         for root in roots:
-            for folder in (root / name, root):
-                if folder.name == name and folder.is_dir():
-                    return folder
-        reason = f"the real {name} is not at hand (set GRADPROM_DATA to the folder that holds it)"
-        if os.environ.get("GRADPROM_REQUIRE_DATA") == "1":
+            for name in names:
+                for folder in (root / name, root):
+                    if folder.name == name and folder.is_dir():
+                        return folder
+        reason = f"the real {names[0]} is not at hand (set GRADPROM_DATA to the folder that holds it)"
+        if required and os.environ.get("GRADPROM_REQUIRE_DATA") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
 

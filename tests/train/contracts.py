@@ -21,6 +21,7 @@ import gradprom_ext as gp
 from models import IP, Networks
 from models.srresnet import SRResNetOptions
 from train.data import ImageData, Subset
+from train.data.base import UNKNOWN
 from train.data.fingerprint import differences, fingerprint
 from train.data.phantoms.chest_ct import chest_slice
 from train.degradations import Degradation, Gaussian, fixed_seeds, parse
@@ -74,7 +75,8 @@ def _check_subset(subset: Subset, data: ImageData) -> None:
     assert len(subset.names) == len(subset)
     if subset.labels is not None and len(subset):
         assert subset.labels.dtype == np.int64
-        assert 0 <= subset.labels.min() <= subset.labels.max() < data.num_classes
+        assert UNKNOWN <= subset.labels.min() <= subset.labels.max() < data.num_classes
+        assert subset.labels.max() > UNKNOWN, "where no label is known, there are none"
     assert subset.has_masks == bool(data.mask_names) or not len(subset)
     flat = 0
     for i in range(len(subset)):

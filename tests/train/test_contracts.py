@@ -7,10 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from models import IP, SEG, VR
 from models.srresnet import SRResNetOptions
@@ -28,27 +26,9 @@ from .contracts import (
     check_strategy,
     phantoms,
 )
+from .layouts import SMALL
 
 # --- data sets ---
-
-
-def small_folder(root: Path) -> Path:
-    """Images of different sizes, with masks, labels and patients."""
-    rng = np.random.default_rng(0)
-    (root / "images").mkdir(parents=True)
-    (root / "masks").mkdir()
-    rows = ["image,patient,label"]
-    for i in range(12):
-        shape = (30 + i, 40 - i)
-        Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)).save(root / "images" / f"{i}.png")
-        Image.fromarray(rng.integers(0, 3, shape, dtype=np.uint8)).save(root / "masks" / f"{i}.png")
-        rows.append(f"{i}.png,p{i // 2},{'ab'[i // 2 % 2]}")
-    (root / "labels.csv").write_text("\n".join(rows))
-    return root
-
-
-SMALL: dict[str, Callable[[Path], Path]] = {"folder": small_folder}
-"""How to write a small data set of one's own in the layout of a data set that has no phantoms."""
 
 
 # Other tests register data sets of their own.
@@ -66,15 +46,19 @@ def test_small_data_sets(name: str, tmp_path: Path) -> None:
     check_dataset(partial(load, name, root=root, source="real"), tmp_path)
 
 
+NOT_AT_HAND: set[str] = set()
+"""Whose official files may not be passed on; who has them, tests with them."""
+
+
 @pytest.mark.parametrize("name", [name for name, dataset in DATA.items() if dataset.folder])
-def test_real_data_sets(name: str, shared_data: Callable[[str], Path], tmp_path: Path) -> None:
-    root = shared_data(DATA[name].folder)
+def test_real_data_sets(name: str, shared_data: Callable[..., Path], tmp_path: Path) -> None:
+    root = shared_data(DATA[name].folder, *DATA[name].copies, required=name not in NOT_AT_HAND)
     data = load(name, root=root, source="real", size=32, cache_dir=tmp_path / "cache")
     assert data.folder == root
 
 
 def test_every_data_set_is_checked() -> None:
-    """One without phantoms needs an entry in ``SMALL``."""
+    """One without phantoms needs a small one in its layout, in ``layouts.SMALL``."""
     unchecked = [name for name, dataset in DATA.items() if not dataset.has_phantoms and name not in SMALL]
     assert unchecked == []
 

@@ -14,7 +14,7 @@ from skimage.metrics import structural_similarity
 from train.data import load
 from train.degradations import Gaussian, fixed_seeds
 from train.evaluation.evaluate import classical_quality
-from train.evaluation.metrics import PSNR_CAP, accuracy, image_quality, psnr_of
+from train.evaluation.metrics import PSNR_CAP, accuracy, image_quality, majority_share, psnr_of
 
 
 @pytest.fixture
@@ -95,6 +95,15 @@ def test_accuracy() -> None:
     assert accuracy(logits, torch.tensor([0, 1, 1, 1])) == 0.75
     with pytest.raises(ValueError, match="accuracy needs"):
         accuracy(logits[:0], torch.tensor([]))
+
+
+def test_images_of_unknown_diagnosis_are_ignored() -> None:
+    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [5.0, 4.0], [-2.0, -1.0]])
+    assert accuracy(logits, torch.tensor([0, -1, 1, -1])) == 0.5
+    with pytest.raises(ValueError, match="at least one that is known"):
+        accuracy(logits, torch.full((4,), -1))
+    assert majority_share(np.array([-1, 2, 2, 0, -1])) == pytest.approx(2 / 3)
+    assert majority_share(np.array([-1, -1])) is majority_share(None) is None
 
 
 def test_on_real_images(shared_data: Callable[[str], Path], tmp_path: Path) -> None:

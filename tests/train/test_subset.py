@@ -113,6 +113,7 @@ class TestSubset:
             ({"images": np.zeros((2, 4, 4), np.uint8)}, r"\[2, H, W, C\]"),
             ({"labels": np.zeros(2)}, r"labels must be int64 \[2\]"),
             ({"labels": np.zeros(3, np.int64)}, r"labels must be int64 \[2\]"),
+            ({"labels": np.array([0, -2])}, "or -1 where there is none, not -2"),
             ({"masks": np.zeros((2, 4, 5), np.uint8)}, "masks must be uint8 and of the size"),
             ({"masks": np.zeros((2, 4, 4), np.int64)}, "masks must be uint8"),
             ({"masks": ragged([(4, 4), (4, 5)])[0]}, "masks must be uint8 and of the size"),

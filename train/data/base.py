@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from train.data.readers import Reader
 
 SPLITS = ("train", "val", "test")
+UNKNOWN = -1
+"""The label of an image whose class is not known."""
 DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32))
 
 
@@ -90,7 +92,8 @@ class Subset:
 
     :param images: ``uint8``, ``uint16`` or ``float32``, ``[N, H, W, C]``, or N images of different sizes; often a
         read-only memory map of the cache. In the units of the files: :meth:`image` and :meth:`tensor` are in [0, 1].
-    :param labels: ``int64 [N]`` class indices, -1 where an image's class is not known, or ``None``.
+    :param labels: ``int64 [N]`` class indices, or :data:`UNKNOWN` where an image's class is not known: losses and
+        scores ignore these images. ``None`` where that is so of all of them.
     :param masks: ``uint8 [N, H, W]`` class index of each pixel, or N masks of the images' sizes, or ``None``.
     :param names: a stable identifier per image (its official file name); it seeds the image's degradation.
     :param patients: whose each image is, or ``None`` where that is not known.
@@ -118,6 +121,8 @@ class Subset:
             )
         if labels is not None and (labels.dtype != np.int64 or labels.shape != (n,)):
             raise ValueError(f"labels must be int64 [{n}], not {labels.dtype} {list(labels.shape)}")
+        if labels is not None and n and labels.min() < UNKNOWN:
+            raise ValueError(f"labels must be class indices, or {UNKNOWN} where there is none, not {labels.min()}")
         if masks is not None and (masks.dtype != np.uint8 or _sides(masks) != _sides(images)):
             raise ValueError(
                 f"masks must be uint8 and of the size of their images {_shape(images)}, "
@@ -300,7 +305,7 @@ class Example:
     :param id: unique in the data set and stable (the official file name): it seeds the image's degradation.
     :param image: how it is read.
     :param mask: how its mask is read, of the same size, if there is one.
-    :param label: index of its class, if that is known.
+    :param label: index of its class, if that is known; some images of a data set may have one and others none.
     :param patient: whose it is, if that is known.
     """
 

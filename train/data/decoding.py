@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from train.data import readers
-from train.data.base import SPLITS, Arrays, DataError, DataSet, Example, ImageData, Listing, Ragged, Subset, View
+from train.data.base import (
+    SPLITS,
+    UNKNOWN,
+    Arrays,
+    DataError,
+    DataSet,
+    Example,
+    ImageData,
+    Listing,
+    Ragged,
+    Subset,
+    View,
+)
 from train.data.cache import ArrayCache, file_sha256
 
 _LIBRARIES = ("numpy", "pillow", "tifffile")
@@ -32,6 +45,7 @@ def decoded(
     files = sorted({file for each in _examples(listing) for reader in _readers(each) for file in reader.files})
     digests = dict(zip(files, cache.digests(folder, files), strict=True))
     _warn_of_copies(listing, digests, dataset)
+    _warn_of_absent_classes(listing, folder)
     key = {
         "data set": dataset.name,
         "size": view.size,
@@ -43,8 +57,7 @@ def decoded(
             ]
             for split in SPLITS
         },
-        "code": [file_sha256(Path(readers.__file__)), file_sha256(Path(__file__))],
-        "libraries": [version(each) for each in _LIBRARIES],
+        **_made_by(listing),
     }
     side = "native" if view.size is None else f"{view.size}px"
     arrays = cache.arrays(
@@ -53,10 +66,7 @@ def decoded(
         lambda: _build(listing, view, what=f"Decoding {dataset.title}", progress=progress),
     )
     low, high, mask_classes = arrays["facts"].tolist()
-    labelled = any(example.label is not None for example in _examples(listing))
-    subsets: dict[str, Any] = {
-        split: _subset(listing.splits[split], split, arrays, (low, high), labelled=labelled) for split in SPLITS
-    }
+    subsets: dict[str, Any] = {split: _subset(listing.splits[split], split, arrays, (low, high)) for split in SPLITS}
     mask_names = tuple(map(str, range(int(mask_classes)))) if listing.mask_names is None else listing.mask_names
     if len(mask_names) < mask_classes:
         raise DataError(f"the masks of {dataset.title} have {mask_classes:.0f} classes, not {len(mask_names)}")
@@ -108,16 +118,57 @@ def _warn_of_copies(listing: Listing, digests: Mapping[Path, str], dataset: Data
         logger.warning("%s has the same image in two splits: %s%s.", dataset.title, copies[0], more)
 
 
+def _warn_of_absent_classes(listing: Listing, folder: Path) -> None:
+    """Nobody is tested on a class that was never trained, or the other way round, without a word."""
+    for split in ("train", "test"):
+        seen = {example.label for example in listing.splits[split]}
+        absent = [name for label, name in enumerate(listing.class_names) if label not in seen]
+        # A split of which nothing is known, like the official test images of ISIC 2018, has no labels at all.
+        if absent and seen != {None}:
+            logger.warning("%s: no image in %s has the label %s.", folder, split, ", ".join(absent))
+
+
 def _identity(reader: readers.Reader) -> list[str]:
     """What a reader is besides its files, which may move: its type, and which part of a file it reads."""
+    said = []
+    for part in _chain(reader):
+        own = [value for value in _fields(part) if not isinstance(value, Path) and not dataclasses.is_dataclass(value)]
+        said += [type(part).__name__, *map(repr, own)]
+    return said
+
+
+def _chain(reader: Any) -> Iterator[Any]:
+    """A reader, and those that it reads through."""
+    yield reader
+    for value in _fields(reader):
+        if dataclasses.is_dataclass(value):
+            yield from _chain(value)
+
+
+def _fields(reader: Any) -> list[Any]:
     fields: Any = dataclasses.fields(reader) if dataclasses.is_dataclass(reader) else ()
-    values = [getattr(reader, field.name) for field in fields]
-    return [type(reader).__name__, *(repr(value) for value in values if not isinstance(value, Path))]
+    return [getattr(reader, field.name) for field in fields]
 
 
-def _subset(
-    examples: Any, split: str, arrays: Mapping[str, np.ndarray], value_range: tuple[float, float], *, labelled: bool
-) -> Subset:
+def _made_by(listing: Listing) -> dict[str, list[str | None]]:
+    """What else decides the pixels: the code of the readers, and the libraries that they decode with."""
+    kinds = {type(part) for example in _examples(listing) for reader in _readers(example) for part in _chain(reader)}
+    code = {Path(__file__), Path(readers.__file__), *(Path(inspect.getfile(kind)) for kind in kinds)}
+    libraries = sorted({*_LIBRARIES, *(each for kind in kinds for each in getattr(kind, "libraries", ()))})
+    return {
+        "code": [file_sha256(path) for path in sorted(code)],
+        "libraries": [_version(each) for each in libraries],
+    }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:  # the reader says so, in words that help
+        return None
+
+
+def _subset(examples: Any, split: str, arrays: Mapping[str, np.ndarray], value_range: tuple[float, float]) -> Subset:
     def stored(kind: str) -> Arrays | None:
         if (found := arrays.get(f"{split}-{kind}")) is None:
             return None
@@ -126,13 +177,13 @@ def _subset(
 
     images = stored("images")
     assert images is not None
-    labels = [-1 if example.label is None else example.label for example in examples]
+    labels = np.array([UNKNOWN if example.label is None else example.label for example in examples], np.int64)
     known = any(example.patient is not None for example in examples)
     # An image of which no patient is known is counted as the only one of its own.
     patients = tuple(example.id if example.patient is None else example.patient for example in examples)
     return Subset(
         images=images,
-        labels=np.array(labels, np.int64) if labelled and labels else None,
+        labels=labels if (labels != UNKNOWN).any() else None,
         masks=stored("masks"),
         names=tuple(example.id for example in examples),
         patients=patients if known else None,

@@ -23,6 +23,7 @@ _EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 _GRAY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's
 _SIGNATURES = {b"\x93NUMPY": "NPY", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF"}
 _MASK_FORMATS = {"PNG", "TIFF", "BMP", "GIF", "PPM"}  # what keeps every pixel as it was
+_SAVE_MASKS = "save class indices (0, 1, 2, ...) in one channel, as PNG or NPY"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -100,9 +101,12 @@ class MaskFile:
     """Class indices in a file: one channel of whole numbers, stored without loss. Colors of a palette do not matter.
 
     :param path: a PNG, TIFF, BMP, GIF, PGM or NPY file.
+    :param values: which values stand for the classes 0, 1, ... where no others may occur; ``None``: any, and what they
+        mean is decided for a data set as a whole (:func:`class_indices`).
     """
 
     path: Path
+    values: tuple[int, ...] | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -110,13 +114,12 @@ class MaskFile:
 
     def read(self, channels: int = 1) -> np.ndarray:
         """
-        :returns: ``uint8 [H, W]``, the values as they are stored; what they mean is decided by :func:`class_indices`.
-        :raises DataError: the file is missing, damaged, or no index image.
+        :returns: ``uint8 [H, W]``: the values as they are stored, or, where ``values`` are given, class indices.
+        :raises DataError: the file is missing, damaged, or no index image, or holds a value that has no meaning.
         """
-        return _guarded(self.path, self._read)
+        return _guarded(self.path, lambda: index_image(self.path, self._read(), self.values))
 
     def _read(self) -> np.ndarray:
-        wanted = "save class indices (0, 1, 2, ...) in one channel, as PNG or NPY"
         kind, header = _kind(self.path)
         indices: np.ndarray | None = None
         if kind == "NPY":
@@ -129,27 +132,51 @@ class MaskFile:
                 if file.format not in _MASK_FORMATS:
                     raise DataError(
                         f"the mask {self.path} is stored as {file.format}, which changes single pixels, and thereby "
-                        f"classes; {wanted}"
+                        f"classes; {_SAVE_MASKS}"
                     )
                 image: Image.Image = ImageOps.exif_transpose(file)
                 if image.mode not in {"1", "L", "P"} and not image.mode.startswith("I"):
-                    raise DataError(f"the mask {self.path} has colors (mode {image.mode}), no class indices; {wanted}")
+                    raise DataError(
+                        f"the mask {self.path} has colors (mode {image.mode}), no class indices; {_SAVE_MASKS}"
+                    )
                 indices = np.asarray(image)
                 if header[:8] == b"\x89PNG\r\n\x1a\n" and image.mode == "L":
                     # Pillow spreads the levels of 2 and 4 bits over 0 to 255: class 1 would be 85 or 17.
                     indices = indices // {2: 85, 4: 17}.get(header[24], 1)
-        if indices.ndim == 3 and indices.shape[2] == 1:
-            indices = indices[..., 0]
-        if indices.ndim != 2 or indices.dtype.kind not in "biu":
-            raise DataError(
-                f"the mask {self.path} is {indices.dtype} {list(indices.shape)}, no image of whole numbers; {wanted}"
-            )
-        if indices.size and not 0 <= indices.min() <= indices.max() <= 255:
-            raise DataError(
-                f"the mask {self.path} holds values from {indices.min()} to {indices.max()}, more than there can be "
-                f"classes (numbers of single objects?); {wanted}"
-            )
-        return indices.astype(np.uint8)
+        return indices
+
+
+def index_image(path: Path, indices: np.ndarray, values: tuple[int, ...] | None = None) -> np.ndarray:
+    """An array from a mask's file as class indices.
+
+    :param path: where it was read from, for the message.
+    :param indices: whole numbers, ``[H, W]`` or ``[H, W, 1]``.
+    :param values: as in :class:`MaskFile`.
+    :returns: ``uint8 [H, W]``.
+    :raises DataError: it is no such array, or holds a value that has no meaning.
+    """
+    if indices.ndim == 3 and indices.shape[2] == 1:
+        indices = indices[..., 0]
+    if indices.ndim != 2 or indices.dtype.kind not in "biu":
+        raise DataError(
+            f"the mask {path} is {indices.dtype} {list(indices.shape)}, no image of whole numbers; {_SAVE_MASKS}"
+        )
+    if indices.size and not 0 <= indices.min() <= indices.max() <= 255:
+        raise DataError(
+            f"the mask {path} holds values from {indices.min()} to {indices.max()}, more than there can be "
+            f"classes (numbers of single objects?); {_SAVE_MASKS}"
+        )
+    indices = indices.astype(np.uint8)
+    if values is None:
+        return indices
+    if strange := sorted(set(np.unique(indices).tolist()) - set(values)):
+        raise DataError(
+            f"the mask {path} holds the values {_some(strange)}, and only {', '.join(map(str, values))} have a meaning "
+            "here; was it resized smoothly, or saved as JPEG? Restore the file from the data set"
+        )
+    meaning = np.zeros(256, np.uint8)
+    meaning[list(values)] = np.arange(len(values))
+    return meaning[indices]
 
 
 MOST_CLASSES = 64

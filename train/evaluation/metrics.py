@@ -115,22 +115,25 @@ def image_quality(images: Tensor, clean: Tensor) -> Quality:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of the images whose largest logit is that of the label.
+    """Share of the images whose largest logit is that of the label, of those whose label is known.
 
     :param logits: ``float [N, num_classes]``.
-    :param labels: ``int64 [N]``.
-    :raises ValueError: the numbers differ, or are zero.
+    :param labels: ``int64 [N]``, -1 where it is not known.
+    :raises ValueError: the numbers differ, or no label is known.
     """
-    if len(logits) != len(labels) or not len(labels):
-        raise ValueError(f"accuracy needs as many logits as labels, and at least one: {len(logits)}, {len(labels)}")
-    return right(logits, labels).double().mean().item()
+    known = labels >= 0
+    if len(logits) != len(labels) or not known.any():
+        raise ValueError(
+            f"accuracy needs as many logits as labels, and at least one that is known: {len(logits)}, {len(labels)}"
+        )
+    return right(logits, labels)[known].double().mean().item()
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:
     """Which diagnoses are right: those whose largest logit is that of the label. NaN is no diagnosis, and never right.
 
     :param logits: ``float [N, num_classes]``.
-    :param labels: ``int64 [N]``.
+    :param labels: ``int64 [N]``; no diagnosis is right where it is -1, not known.
     :returns: ``bool [N]``, on the tensors' device.
     """
     return (logits.argmax(1) == labels) & ~logits.isnan().any(1)

@@ -16,6 +16,7 @@ from pathlib import Path
 from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, ImageData, Listing
 from train.data.cache import ArrayCache
 from train.data.download import Remote, download, read_manifest
+from train.data.layout import existing_folder, lines
 from train.data.phantoms import chest_ct
 from train.data.readers import ImageFile
 
@@ -103,9 +104,9 @@ def listed_images(path: Path) -> dict[str, dict[str, list[Path]]]:
     for split in SPLITS:
         files[split] = {}
         for class_name in CLASS_NAMES:
-            lines = _read_list(path / list_file(split, class_name))
-            folder = _existing_folder(path / image_folder(class_name))
-            for number, name in lines:
+            names = _read_list(path / list_file(split, class_name))
+            folder = existing_folder(path / image_folder(class_name), holds="the data set has its images in it")
+            for number, name in names:
                 where = f"line {number} of {path / list_file(split, class_name)}"
                 image = folder / name
                 if image.name != name:
@@ -115,27 +116,13 @@ def listed_images(path: Path) -> dict[str, dict[str, list[Path]]]:
                 if not image.is_file():
                     raise DataError(f"{image} is missing ({where} lists it); restore the file or remove the line")
                 first_seen[image] = where
-            files[split][class_name] = [folder / name for _, name in lines]
+            files[split][class_name] = [folder / name for _, name in names]
     return files
 
 
 def _read_list(path: Path) -> list[tuple[int, str]]:
     """The non-empty lines of a list file, with their numbers."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"the list file {path} is missing; the data set needs all six of them") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the list file {path} cannot be read: {error}") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if not lines:
+    found = lines(path, what="the list file")
+    if not found:
         raise DataError(f"the list file {path} names no image, so its split would have a single class")
-    return lines
-
-
-def _existing_folder(path: Path) -> Path:
-    if path.is_dir():
-        return path
-    archive = path.with_name(f"{path.name}.zip")
-    hint = f"unzip {archive} there" if archive.is_file() else "the data set has its images in it"
-    raise DataError(f"the image folder {path} is missing; {hint}")
+    return found

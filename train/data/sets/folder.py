@@ -16,19 +16,17 @@ Names are compared in Unicode's composed form (NFC): the same name from a Mac ma
 
 from __future__ import annotations
 
-import csv
-import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, Listing
+from train.data.layout import table
 from train.data.readers import ImageFile, MaskFile
 from train.data.splits import refuse_shared_patients, seeded
-from train.errors import reason
 
 # By these names people know that a file is an image; what is in it is found out when it is read.
 ENDINGS = {
@@ -36,8 +34,6 @@ ENDINGS = {
 }  # fmt: skip
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # what operating systems leave in folders, beside hidden files
 _COLUMNS = ("image", "label", "patient", "split")
-
-logger = logging.getLogger(__name__)
 
 
 @DATASETS.register("folder")
@@ -72,7 +68,6 @@ class Folder(DataSet):
             refuse_shared_patients(splits, what=str(path / "labels.csv"))
         else:
             splits = seeded(list(examples.values()), seed=split_seed, what=str(path))
-        _warn_of_unseen_classes(splits, class_names, path)
         return Listing(splits, class_names, title=f"{self.name}-{path.absolute().resolve().name}")
 
 
@@ -162,7 +157,7 @@ def _rows(path: Path, images: dict[str, Path]) -> dict[str, _Row]:
     for name in images:
         by_stem.setdefault(Path(name).stem, []).append(name)
     rows: dict[str, _Row] = {}
-    for line, values in _table(path):
+    for line, values in table(path, required=_COLUMNS[:1], optional=_COLUMNS[1:]):
         where = f"line {line} of {path}"
         given = _composed(values["image"]).removeprefix("images/")
         candidates = [given] if given in images else by_stem.get(given, [])
@@ -184,48 +179,8 @@ def _rows(path: Path, images: dict[str, Path]) -> dict[str, _Row]:
     return rows
 
 
-def _table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a table with the numbers of their lines; of each, the columns that matter here.
-
-    :raises DataError: it is no table with a column ``image``.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, strict=True)
-            header = [each.strip().lower() for each in next(lines, [])]
-            wanted = [column for column in _COLUMNS if column in header]
-            if "image" not in wanted:
-                hint = "; its columns must be separated by commas" if len(header) == 1 and ";" in header[0] else ""
-                raise DataError(f"{path} has no column image (only {', '.join(header) or 'nothing'}){hint}")
-            if twice := [column for column in wanted if header.count(column) > 1]:
-                raise DataError(f"{path} has two columns called {twice[0]}; rename one")
-            for values in lines:
-                if not any(value.strip() for value in values):
-                    continue
-                if len(values) != len(header):
-                    raise DataError(
-                        f"line {lines.line_num} of {path} has {len(values)} fields, the first line {len(header)}; "
-                        "quote what holds a comma"
-                    )
-                fields = dict(zip(header, values, strict=True))
-                yield lines.line_num, {column: fields[column].strip() for column in wanted}
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not written in UTF-8 ({error.reason}); save it as 'CSV UTF-8'") from error
-    except csv.Error as error:
-        raise DataError(f"{path} cannot be read as a table: {error} (line {lines.line_num})") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {reason(error)}") from error
-
-
 def _in_order(labels: set[str]) -> Callable[[str], Any]:
     """How labels are sorted: as numbers, if all of them are whole numbers (2 before 10), else as text."""
     if all(label.removeprefix("-").isdecimal() for label in labels):
         return lambda label: (int(label), label)
     return str
-
-
-def _warn_of_unseen_classes(splits: dict[str, list[Example]], class_names: tuple[str, ...], path: Path) -> None:
-    for split in ("train", "test"):
-        seen = {example.label for example in splits[split]}
-        if unseen := [name for label, name in enumerate(class_names) if label not in seen]:
-            logger.warning("%s: no image in %s has the label %s.", path, split, ", ".join(unseen))

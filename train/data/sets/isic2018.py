@@ -10,24 +10,27 @@ Layout of the folder, as the challenge publishes it::
     ISIC2018_Task1_Training_GroundTruth/ISIC_*_segmentation.png      0 skin, 255 lesion
     ISIC2018_Task1-2_Validation_Input, ISIC2018_Task1_Validation_GroundTruth   } optional: the official
     ISIC2018_Task1-2_Test_Input, ISIC2018_Task1_Test_GroundTruth               } validation and test images
-    ISIC-2017_*_Part3_GroundTruth.csv or labels.csv    optional: columns image_id, melanoma, seborrheic_keratosis
+    ISIC-2017_*_Part3_GroundTruth.csv    optional: the official tables of 2017
+    labels.csv                           optional: a table of these very images, a row for each
 
-Where the official validation and test images are missing, the training images are split by a seed. An image that no
-table has a diagnosis of is of unknown label. Which images are of one patient is not published.
+The tables have columns image_id, melanoma and seborrheic_keratosis, 0 or 1 each; two empty fields in ``labels.csv`` say
+that the diagnosis is not known. An image that no table has a diagnosis of is of unknown label. Where the official
+validation and test images are missing, the training images are split by a seed. Which images are of one patient is not
+published.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, Listing
+from train.data.layout import existing_folder, table
 from train.data.readers import ImageFile, MaskFile
 from train.data.splits import seeded
 
 CLASS_NAMES = ("other", "melanoma", "seborrheic keratosis")
 MASK_NAMES = ("skin", "lesion")
+MASK_VALUES = (0, 255)
 
 _PARTS = {"train": "Training", "val": "Validation", "test": "Test"}
 _MASK_END = "_segmentation.png"
@@ -68,7 +71,7 @@ class ISIC2018(DataSet):
         labels = _diagnoses(path, {id for found in files.values() for id in found})
         examples = {
             split: [
-                Example(id=id, image=ImageFile(image), mask=MaskFile(mask), label=labels.get(id))
+                Example(id=id, image=ImageFile(image), mask=MaskFile(mask, MASK_VALUES), label=labels.get(id))
                 for id, (image, mask) in found.items()
             ]
             for split, found in files.items()
@@ -83,9 +86,8 @@ def _pairs(path: Path, split: str) -> dict[str, tuple[Path, Path]]:
 
     :raises DataError: an image has no mask, or a mask no image.
     """
-    folder, masks = path / image_folder(split), path / mask_folder(split)
-    if not masks.is_dir():
-        raise DataError(f"the folder {masks} is missing; the masks of {folder.name} belong there")
+    folder = path / image_folder(split)
+    masks = existing_folder(path / mask_folder(split), holds=f"the masks of {folder.name} belong there")
     images = {file.stem: file for file in sorted(folder.glob("ISIC_*.jpg"))}
     if not images:
         raise DataError(f"{folder} holds no image ISIC_*.jpg")
@@ -103,48 +105,60 @@ def _pairs(path: Path, split: str) -> dict[str, tuple[Path, Path]]:
 def _diagnoses(path: Path, ids: set[str]) -> dict[str, int]:
     """The class of each image of which a table knows it.
 
-    :raises DataError: a table is damaged, contradicts itself or another one, or knows none of the images.
+    :param ids: of the images.
+    :raises DataError: a table is damaged, contradicts itself or another one, or is not that of these images.
     """
-    tables = sorted(path.glob("ISIC-2017_*_Part3_GroundTruth.csv")) + [f for f in (path / "labels.csv",) if f.exists()]
-    found: dict[str, int] = {}
-    first: dict[str, str] = {}
-    for table in tables:
-        own: set[str] = set()
-        for line, row in _rows(table):
-            where, id = f"line {line} of {table}", row["image_id"].strip()
-            if id in own:
-                raise DataError(f"{where}: {id} has a row already; remove one of them")
-            own.add(id)
-            told = [row[name].strip() for name in ("melanoma", "seborrheic_keratosis")]
-            if told == ["", ""]:
-                continue  # an image whose diagnosis is not known
-            if not set(told) <= set(_YES):
-                raise DataError(
-                    f"{where}: melanoma and seborrheic_keratosis must be 0 or 1 each, not {told[0]!r}, {told[1]!r}"
-                )
-            melanoma, keratosis = (_YES[each] for each in told)
-            if melanoma and keratosis:
-                raise DataError(f"{where}: {id} cannot be both a melanoma and a seborrheic keratosis")
-            label = 1 if melanoma else 2 if keratosis else 0
-            if found.setdefault(id, label) != label:
-                raise DataError(f"{where}: {id} is {CLASS_NAMES[label]}, but {CLASS_NAMES[found[id]]} in {first[id]}")
-            first.setdefault(id, where)
-        # The tables of 2017 are of all its images, of which a part is here; a table that knows none is another set's.
-        if own and not own & ids:
-            raise DataError(f"{table} has a row for none of the images in {path}; is it that of another data set?")
-    return {id: label for id, label in found.items() if id in ids}
+    found: dict[str, tuple[int, str]] = {}
+    for file in (*sorted(path.glob("ISIC-2017_*_Part3_GroundTruth.csv")), *path.glob("labels.csv")):
+        lines: dict[str, int] = {}
+        for line, row in table(file, required=("image_id", "melanoma", "seborrheic_keratosis")):
+            where, id = f"line {line} of {file}", row["image_id"]
+            if id in lines:
+                raise DataError(f"{where}: {id} has a row already, in line {lines[id]}; remove one of them")
+            lines[id] = line
+            if (label := _label(row, where)) is None:
+                continue
+            known, before = found.setdefault(id, (label, where))
+            if known != label:
+                raise DataError(f"{where}: {id} is {CLASS_NAMES[label]}, but {CLASS_NAMES[known]} in {before}")
+        _refuse_other_images(file, lines, ids)
+    return {id: label for id, (label, _) in found.items() if id in ids}
 
 
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            wanted = ("image_id", "melanoma", "seborrheic_keratosis")
-            if missing := [name for name in wanted if name not in (reader.fieldnames or ())]:
-                raise DataError(f"{table} has no column {missing[0]}")
-            for row in reader:
-                if any(row[name] is None for name in wanted) or None in row:
-                    raise DataError(f"line {reader.line_num} of {table} has more or fewer fields than the first line")
-                yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table} cannot be read as a table: {error}") from error
+def _label(row: dict[str, str], where: str) -> int | None:
+    """
+    :param row: a row of a table.
+    :raises DataError: it is no diagnosis.
+    """
+    told = row["melanoma"], row["seborrheic_keratosis"]
+    if told == ("", ""):
+        return None
+    if not set(told) <= set(_YES):
+        raise DataError(
+            f"{where}: melanoma and seborrheic_keratosis must be 0 or 1 each (or both empty, where it is not "
+            f"known), not {told[0]!r}, {told[1]!r}"
+        )
+    melanoma, keratosis = (_YES[each] for each in told)
+    if melanoma and keratosis:
+        raise DataError(f"{where}: {row['image_id']} cannot be both a melanoma and a seborrheic keratosis")
+    return 1 if melanoma else 2 if keratosis else 0
+
+
+def _refuse_other_images(file: Path, lines: dict[str, int], ids: set[str]) -> None:
+    """
+    :param lines: where a table has which image.
+    :raises DataError: it is a table of other images.
+    """
+    if file.name != "labels.csv":
+        # The tables of 2017 are of all its images, of which a part is here.
+        if not lines.keys() & ids:
+            raise DataError(f"{file} has a row for none of the images beside it; is it that of another data set?")
+        return
+    if strange := [id for id in lines if id not in ids]:
+        raise DataError(f"line {lines[strange[0]]} of {file}: there is no image {strange[0]}; remove the row")
+    if missing := sorted(ids - lines.keys()):
+        more = f" (nor for {len(missing) - 1} others)" if len(missing) > 1 else ""
+        raise DataError(
+            f"{file} has no row for the image {missing[0]}{more}; add it, with empty fields where the diagnosis is not "
+            "known"
+        )
