@@ -64,5 +64,19 @@ def isic(root: Path) -> Path:
     return root
 
 
-SMALL: dict[str, Callable[[Path], Path]] = {"folder": folder, "isic2018": isic}
+def drimdb(root: Path) -> Path:
+    """With date and time burnt in, in white, and an outlier of another size."""
+    rng = np.random.default_rng(0)
+    for quality, number in (("Good", 6), ("Bad", 5), ("Outlier", 4)):
+        (root / quality).mkdir(parents=True)
+        for i in range(number):
+            scale = 3 if (quality, i) == ("Outlier", 2) else 1
+            pixels = np.repeat(np.repeat(rng.integers(40, 200, (57, 76, 3), dtype=np.uint8), 10, 0), 10, 1)
+            pixels[8:23, 574:682] = 255
+            image = Image.fromarray(pixels).resize((760 * scale, 570 * scale), Image.Resampling.NEAREST)
+            image.save(root / quality / f"drimdb_{quality.lower()} ({i + 1}).jpg", quality=90)
+    return root
+
+
+SMALL: dict[str, Callable[[Path], Path]] = {"folder": folder, "isic2018": isic, "drimdb": drimdb}
 """How to write a small data set of one's own, by the name of the data set whose layout it has."""

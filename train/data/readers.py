@@ -30,7 +30,13 @@ R = TypeVar("R")
 
 
 class Reader(Protocol):
-    """How an image or a mask is read. One object may also stand for a part of a file, or for several files."""
+    """How an image or a mask is read. One object may also stand for a part of a file, or for several files.
+
+    Two that read the same are equal (frozen dataclasses are). ``libraries`` names what it decodes with besides NumPy,
+    Pillow and tifffile, if anything, as it is called on PyPI.
+    """
+
+    def __hash__(self) -> int: ...
 
     @property
     def files(self) -> tuple[Path, ...]:
