@@ -78,5 +78,55 @@ def drimdb(root: Path) -> Path:
     return root
 
 
-SMALL: dict[str, Callable[[Path], Path]] = {"folder": folder, "isic2018": isic, "drimdb": drimdb}
+CAMUS_PATIENTS = [f"patient{i:04d}" for i in range(1, 9)]
+CAMUS_SHAPE = (30, 20)
+"""Height and width of the first patient's images; those of the others differ."""
+
+
+def camus(root: Path, *, release: str = "nifti", split: bool = True) -> Path:
+    """Echocardiograms of eight patients. No image or mask equals its own transpose or mirror image.
+
+    :param release: "nifti" for the layout of today, "mhd" for that before.
+    :param split: whether the official lists are there.
+    """
+    rng = np.random.default_rng(0)
+    folder = root / ("database_nifti" if release == "nifti" else "training")
+    for n, patient in enumerate(CAMUS_PATIENTS):
+        (folder / patient).mkdir(parents=True)
+        for v, view in enumerate(("2CH", "4CH")):
+            quality = ("Good", "Medium", "Poor")[(n + v) % 3]
+            info = folder / patient / f"Info_{view}.cfg"
+            info.write_text(f"ED: 1\nES: 18\nNbFrame: 18\nSex: F\nAge: 56\nImageQuality: {quality}\nEF: 47\n")
+            for phase in ("ED", "ES"):
+                shape = (CAMUS_SHAPE[0] + n, CAMUS_SHAPE[1] + 2 * n)
+                stem = folder / patient / f"{patient}_{view}_{phase}"
+                medical(stem, rng.integers(0, 256, shape, dtype=np.uint8), release=release)
+                medical(Path(f"{stem}_gt"), rng.integers(0, 4, shape, dtype=np.uint8), release=release)
+    if split:
+        (root / "database_split").mkdir()
+        for name, some in (("training", slice(0, 5)), ("validation", slice(5, 6)), ("testing", slice(6, 8))):
+            (root / "database_split" / f"subgroup_{name}.txt").write_text("\n".join(CAMUS_PATIENTS[some]))
+    return root
+
+
+def medical(stem: Path, pixels: np.ndarray, *, release: str) -> Path:
+    """Writes an image in a format with the x axis first.
+
+    :param pixels: ``[H, W]``, the uppermost row first.
+    """
+    if release == "nifti":
+        import nibabel
+
+        # As CAMUS has them: a plane without depth, and an affine that turns x and y around.
+        path = stem.with_name(f"{stem.name}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(pixels.T.copy(), np.diag([-0.3, -0.15, 1.0, 1.0])), path)
+    else:
+        import SimpleITK
+
+        path = stem.with_name(f"{stem.name}.mhd")
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(pixels[None]), str(path))
+    return path
+
+
+SMALL: dict[str, Callable[[Path], Path]] = {"folder": folder, "isic2018": isic, "drimdb": drimdb, "camus": camus}
 """How to write a small data set of one's own, by the name of the data set whose layout it has."""

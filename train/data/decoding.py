@@ -152,9 +152,9 @@ def _fields(reader: Any) -> list[Any]:
 
 def _made_by(listing: Listing) -> dict[str, list[str | None]]:
     """What else decides the pixels: the code of the readers, and the libraries that they decode with."""
-    kinds = {type(part) for example in _examples(listing) for reader in _readers(example) for part in _chain(reader)}
-    code = {Path(__file__), Path(readers.__file__), *(Path(inspect.getfile(kind)) for kind in kinds)}
-    libraries = sorted({*_LIBRARIES, *(each for kind in kinds for each in getattr(kind, "libraries", ()))})
+    parts = [part for example in _examples(listing) for reader in _readers(example) for part in _chain(reader)]
+    code = {Path(__file__), Path(readers.__file__), *(Path(inspect.getfile(kind)) for kind in set(map(type, parts)))}
+    libraries = sorted({*_LIBRARIES, *(library for part in parts for library in getattr(part, "libraries", ()))})
     return {
         "code": [file_sha256(path) for path in sorted(code)],
         "libraries": [_version(each) for each in libraries],

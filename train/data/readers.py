@@ -72,7 +72,7 @@ class ImageFile:
             than 8 bits; else ``float32`` (other integers, floating point).
         :raises DataError: the file is missing, damaged, no single image, or of a kind that cannot be read without loss.
         """
-        return _guarded(self.path, lambda: self._read(channels))
+        return guarded(self.path, lambda: self._read(channels))
 
     def _read(self, channels: int) -> np.ndarray:
         kind, header = _kind(self.path)
@@ -82,7 +82,7 @@ class ImageFile:
         elif kind == "TIFF":
             pixels = _deep_tiff(self.path)
         if pixels is not None:
-            return _arranged(self.path, pixels, channels)
+            return arranged(self.path, pixels, channels)
         if header[:8] == b"\x89PNG\r\n\x1a\n" and header[24:26] in (b"\x10\2", b"\x10\4", b"\x10\6"):
             raise DataError(
                 f"{self.path} has 16 bits per channel and several channels, of which Pillow would keep 8 bits; save it "
@@ -94,7 +94,7 @@ class ImageFile:
             if image.mode not in _EIGHT_BITS:
                 if not (image.mode == "F" or image.mode.startswith("I")):
                     raise DataError(f"{self.path}: mode {image.mode!r} is neither gray nor RGB; convert it first")
-                return _arranged(self.path, np.asarray(image), channels)
+                return arranged(self.path, np.asarray(image), channels)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
@@ -123,7 +123,7 @@ class MaskFile:
         :returns: ``uint8 [H, W]``: the values as they are stored, or, where ``values`` are given, class indices.
         :raises DataError: the file is missing, damaged, or no index image, or holds a value that has no meaning.
         """
-        return _guarded(self.path, lambda: index_image(self.path, self._read(), self.values))
+        return guarded(self.path, lambda: index_image(self.path, self._read(), self.values))
 
     def _read(self) -> np.ndarray:
         kind, header = _kind(self.path)
@@ -292,7 +292,7 @@ def in_parallel(work: Callable[[T], R], items: Iterable[T], *, total: int, what:
             raise
 
 
-def _guarded(path: Path, read: Callable[[], np.ndarray]) -> np.ndarray:
+def guarded(path: Path, read: Callable[[], np.ndarray]) -> np.ndarray:
     try:
         return read()
     except DataError:
@@ -334,7 +334,7 @@ def _deep_tiff(path: Path) -> np.ndarray | None:
         return pixels
 
 
-def _arranged(path: Path, pixels: np.ndarray, channels: int) -> np.ndarray:
+def arranged(path: Path, pixels: np.ndarray, channels: int) -> np.ndarray:
     """Any array as an image of so many channels, in one of the three dtypes."""
     if pixels.ndim == 2:
         pixels = pixels[..., None]
