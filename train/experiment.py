@@ -280,10 +280,10 @@ def load_data(settings: Settings, *, progress: bool) -> ImageData:
     given, output = settings.data, settings.output
     # A run that goes on knows where its data were. They may have moved; what it gets is compared with what it had.
     before = stored(output.out).data if output.resume and output.out else None
-    data = _load(given, given.dataset, given.data_root, before and before.data_root, progress=progress)
+    data = _load(given, given.dataset, given.data_root, before.data_root if before else None, progress=progress)
     if given.test_dataset is None:
         return data
-    other = _load(given, given.test_dataset, given.test_root, before and before.test_root, progress=progress)
+    other = _load(given, given.test_dataset, given.test_root, before.test_root if before else None, progress=progress)
     if other.source != data.source:
         raise RunError(
             f"{data.title} is {data.source} and {other.title} is {other.source}; give --source real or --source phantom"

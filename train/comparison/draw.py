@@ -16,7 +16,7 @@ from models import IP
 from train.comparison.collect import Record
 from train.comparison.plan import Plan, safe
 from train.data.base import ImageData
-from train.evaluation.attention import class_activation, class_score, guided_backpropagation, summed_output
+from train.evaluation.attention import class_activation, class_score, guided_backpropagation
 from train.evaluation.evaluate import Shown, examples
 from train.evaluation.statistics import interval
 from train.experiment import CleanVRs, choose_device, load_data, look_up, on_validation
@@ -224,8 +224,14 @@ class _Painter:
         """Guided back-propagation of every task on one image (paper, figure 2)."""
         maps: dict[str, Tensor] = {}
         images: dict[str, Tensor] = {}
+        before = seen.degraded.to(device)
+
+        def change(output: Tensor) -> Tensor:
+            # An IP hands its input on and adds to it: of the output itself every pixel would depend on its own alone.
+            return (output - before).square().flatten(1).sum(1)
+
         for arm in [arm for arm in networks if arm in ("ip-only", "gradprom")] or list(networks)[:1]:
-            maps[f"enhancing: {arm}"] = guided_backpropagation(networks[arm], seen.given.to(device), summed_output)[0]
+            maps[f"enhancing: {arm}"] = guided_backpropagation(networks[arm], seen.given.to(device), change)[0]
             images[f"enhancing: {arm}"] = seen.given[0].clamp(0, 1)
         for task, network in readers:
             target = class_score([_class_of(task, data, place)])
@@ -243,8 +249,8 @@ class _Painter:
         self._keep(
             path,
             "What each task depends on",
-            "Guided back-propagation: where the gradient of each network's answer by its input is largest. Enhancement "
-            "depends on edges everywhere, recognition on few places.",
+            "Guided back-propagation: where the gradient of each network's answer by its input is largest. The answer of "
+            "an IP is how much it changes the degraded image, that of a reader how sure it is of the class.",
         )
 
     def _courses(self) -> None:

@@ -79,7 +79,10 @@ def do_job(settings: Settings, folder: Path, threads: int | None = None) -> Outc
     :param threads: of PyTorch; by default as many as it likes.
     :raises RunError: something the user can put right.
     """
+    from rich.console import Console
+
     from train.experiment import do_run
+    from train.training.progress import Brief
 
     begun = time.monotonic()
     if threads is not None:
@@ -95,7 +98,8 @@ def do_job(settings: Settings, folder: Path, threads: int | None = None) -> Outc
         if run.config.exists():  # it was stopped before its first checkpoint, so that there is nothing to lose
             shutil.rmtree(folder)
         settings = settings.change({"out": folder})
-    return Outcome(do_run(settings).metrics, time.monotonic() - begun)
+    display = Brief(Console(markup=False, emoji=False, highlight=False))
+    return Outcome(do_run(settings, display=display).metrics, time.monotonic() - begun)
 
 
 def finished(settings: Settings, folder: Path) -> dict[str, Any] | None:

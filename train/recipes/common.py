@@ -14,13 +14,13 @@ SLOW: Overrides = {"vr_update": "ema", "vr_start": "clean"}
 """VR has learned from clean images and learns on; IP is advised by the moving average of its weights."""
 
 IP_ONLY = Arm("ip-only", {"strategy": "ip-only"})
-JOINT = Arm("joint", {"strategy": "joint"} | ALONG)
+JOINT = Arm("joint", {"strategy": "joint", **ALONG})
 FROZEN = Arm("frozen", {"strategy": "frozen", "vr_start": "clean"})
-GRADPROM = Arm("gradprom", {"strategy": "gradprom"} | ALONG)
-SOFT = Arm("gradprom-soft", {"strategy": "gradprom-soft"} | ALONG)
+GRADPROM = Arm("gradprom", {"strategy": "gradprom", **ALONG})
+SOFT = Arm("gradprom-soft", {"strategy": "gradprom-soft", **ALONG})
 
-CAPPED = Arm("capped", {"strategy": "gradprom-capped"} | ALONG)
-CAPPED_SOFT = Arm("capped soft", {"strategy": "gradprom-capped-soft"} | ALONG)
+CAPPED = Arm("capped", {"strategy": "gradprom-capped", **ALONG})
+CAPPED_SOFT = Arm("capped soft", {"strategy": "gradprom-capped-soft", **ALONG})
 
 ISIC: Overrides = {"dataset": "isic2018", "channels": 3}
 

@@ -217,8 +217,9 @@ def gate_of(settings: Settings, strategy: Strategy) -> dict[str, Any]:
     """What IP's optimizer is told about the auxiliaries."""
     method, weight = settings.method, settings.auxiliary.aux_weight
     concerned = settings.concerned
-    own = strategy.gate
-    gate: dict[str, Any] = {"gate": (method.gate if "gate" in concerned else None) or (own() if callable(own) else own)}
+    own = type(strategy).gate
+    made = own if isinstance(own, str) else own()
+    gate: dict[str, Any] = {"gate": (method.gate if "gate" in concerned else None) or made}
     if strategy.aux_weight is not None:
         gate["aux_weight"] = strategy.aux_weight
     else:

@@ -101,7 +101,8 @@ def clean_weights(
     def train() -> dict[str, np.ndarray]:
         experiment = build(own, data, _NOTHING, device=device)
         (role,) = experiment.strategy.roles
-        display.say(f"Training VR ({role.name}, seed {seed}) on clean images, once: it is kept in the cache.")
+        experiment.phases[:] = [each._replace(title="training VR on clean images") for each in experiment.phases]
+        display.announce(f"Training VR ({role.name}, seed {seed}) on clean images, once: it is kept in the cache.")
         with tempfile.TemporaryDirectory() as scratch:
             display.begin(experiment.strategy.measures, batch_size=experiment.batch_size, events=None)
             # A checkpoint at the end alone: a training of minutes that is interrupted begins again.

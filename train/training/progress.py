@@ -85,6 +85,10 @@ class Display:
         """
         self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
+    def announce(self, text: str) -> None:
+        """Says that something takes minutes, which a person would otherwise take for a standstill."""
+        self.say(text)
+
     @contextlib.contextmanager
     def phase(self, title: str, done: int, steps: int) -> Iterator[Callable[[int, Row], None]]:
         """
@@ -163,3 +167,13 @@ def summary_writer() -> type[SummaryWriter]:
             f"--tensorboard needs TensorBoard, which is not there ({error}): pip install tensorboard"
         ) from error
     return SummaryWriter
+
+
+class Brief(Display):
+    """For a run among many: progress bars on a terminal, and what is announced."""
+
+    def say(self, text: Any) -> None:
+        pass
+
+    def announce(self, text: str) -> None:
+        super().say(text)
