@@ -249,8 +249,8 @@ class _Painter:
         self._keep(
             path,
             "What each task depends on",
-            "Guided back-propagation: where the gradient of each network's answer by its input is largest. The answer of "
-            "an IP is how much it changes the degraded image, that of a reader how sure it is of the class.",
+            "Guided back-propagation: where the gradient of each network's answer by its input is largest. The answer "
+            "of an IP is how much it changes the degraded image, that of a reader how sure it is of the class.",
         )
 
     def _courses(self) -> None:

@@ -25,10 +25,9 @@ _TITLES = {
 _FORMS = {"psnr": ".2f", "reader_accuracy": ".1%", "accuracy": ".1%"}
 _UNITS = {"psnr": " dB"}
 _WORDS = {
-    "psnr": ("above", "below", ""),
-    "ssim": ("above", "below", " in SSIM"),
-    "reader_accuracy": ("better than", "worse than", " for the independent reader (share of right diagnoses)"),
-    "reader_miou": ("better than", "worse than", " for the independent reader (mean IoU)"),
+    "psnr": ("above", "below", "in PSNR"),
+    "reader_accuracy": ("better than", "worse than", "for the independent reader (share of right diagnoses)"),
+    "reader_miou": ("better than", "worse than", "for the independent reader (mean IoU)"),
 }
 
 
@@ -196,34 +195,34 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
     for condition in found["conditions"]:
         where = f"{condition['name']}: " if condition["name"] else ""
         for name, arm in condition["arms"].items():
-            if arm["strategy"] in ("ip-only", "joint", "frozen"):
-                continue
-            for other, tests in arm["against"].items():
-                sentences += [where + sentence for sentence in _sentences(name, other, tests)]
+            if arm["strategy"] not in ("ip-only", "joint", "frozen"):
+                sentences += [where + sentence for sentence in _sentences(name, arm["against"])]
         sentences += [where + sentence for sentence in _signal(condition)]
     return sentences
 
 
-def _sentences(name: str, other: str, tests: Mapping[str, Any]) -> Iterator[str]:
-    for key, test in tests.items():
-        if key == "ssim":
-            continue
-        more, less, of = _WORDS[key]
-        if test["low"] is None:
-            yield f"{name} and {other}{of}: one run of one image says nothing about a difference."
-            continue
-        unit = _UNITS.get(key, "")
-        low, high, mean = (number(key, test[name], sign=True) for name in ("low", "high", "mean"))
-        p = test["p_corrected"]
-        numbers = (
-            f"95 % CI {low} to {high}{unit}, p = {p:.3g} corrected for {test['comparisons']} comparisons, "
-            f"{_seeds(test['seeds'])}"
-        )
-        if p < LEVEL:
-            size, relation = number(key, abs(test["mean"])), more if test["mean"] > 0 else less
-            yield f"{name} is {size}{unit} {relation} {other}{of} ({numbers})."
-        else:
-            yield f"{name} is not distinguishable from {other}{of} ({mean}{unit}, {numbers})."
+def _sentences(name: str, against: Mapping[str, Any]) -> Iterator[str]:
+    """Of one arm, a sentence for each score: against which others there is a difference, and against which none."""
+    for key, (more, less, of) in _WORDS.items():
+        tests = {other: found[key] for other, found in against.items() if key in found}
+        different, same = [], []
+        for other, test in tests.items():
+            if test["low"] is None or test.get("p_corrected") is None:
+                same.append(f"{other} (one run on one image says nothing)")
+                continue
+            unit = _UNITS.get(key, "")
+            low, high, mean = (number(key, test[each], sign=True) for each in ("low", "high", "mean"))
+            numbers = f"95 % CI {low} to {high}{unit}, p = {test['p_corrected']:.2g}"
+            if test["p_corrected"] < LEVEL:
+                size, relation = number(key, abs(test["mean"])), more if test["mean"] > 0 else less
+                different.append(f"{size}{unit} {relation} {other} ({numbers})")
+            else:
+                same.append(f"{other} ({mean}{unit}, {numbers})")
+        said = different + ([f"not distinguishable from {', '.join(same)}"] if same else [])
+        if said:
+            test = next(iter(tests.values()))
+            corrected = f"corrected for {test['comparisons']} comparisons; " if "comparisons" in test else ""
+            yield f"{name}, {of}: {'; '.join(said)}. ({corrected}{_seeds(test['seeds'])})"
 
 
 def _seeds(number: int) -> str:
@@ -241,6 +240,6 @@ def _signal(condition: Mapping[str, Any]) -> Iterator[str]:
             of = f" of {auxiliary}" if auxiliary else ""
             lies = "above 0" if cosine["low"] > 0 else "below 0" if cosine["high"] < 0 else "not distinguishable from 0"
             yield (
-                f"the mean cosine{of} under {name} is {cosine['mean']:+.4f} (95 % CI {cosine['low']:+.4f} to "
+                f"{name}: the mean cosine{of} is {cosine['mean']:+.4f} (95 % CI {cosine['low']:+.4f} to "
                 f"{cosine['high']:+.4f} over {cosine['steps']} steps): {lies}."
             )

@@ -34,7 +34,7 @@ SHARED_VRS: Overrides = {"clean_seed": 0}
 """All seeds share one VR of clean images to begin with, and one reader: each costs minutes."""
 
 QUICK_CT: Overrides = {**WHOLE_IMAGES, **SMALL_IP, **SHARED_VRS, "max_steps": 200}
-QUICK_ISIC: Overrides = {**WHOLE_IMAGES, **SMALL_IP, **SHARED_VRS, "max_steps": 200, "clean_epochs": 8}
+QUICK_ISIC: Overrides = {**WHOLE_IMAGES, **SMALL_IP, **SHARED_VRS, "max_steps": 200, "clean_epochs": 3}
 
 LAMBDAS = Tuning("aux_weight", ((1e-3,), (1e-2,), (1e-1,)))
 
