@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradprom_ext import __version__
 from train.data import DATASETS, load
 from train.data.base import ImageData
 from train.data.cache import ArrayCache, default_cache_dir
@@ -24,6 +25,7 @@ from train.errors import RunError
 from train.evaluation.evaluate import Evaluation, evaluate, examples
 from train.files import locked, read_json
 from train.outputs.figures import save_gate, save_panel
+from train.outputs.provenance import commit
 from train.outputs.report import Metrics, collect, count_parameters, finite, introduction
 from train.outputs.run_folder import RunFolder, new_folder
 from train.settings import Settings, to_json
@@ -377,6 +379,8 @@ def finish(
     metrics |= networks | {
         "backend": strategy.learners["ip"].optimizer.backend if strategy.trains_ip else None,  # type: ignore[attr-defined]
         "device": experiment.device.type,
+        "version": __version__,
+        "commit": commit(),
         "seconds": round(engine.seconds, 1),
     }
     metrics = finite(metrics)

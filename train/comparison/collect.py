@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ from train.comparison.plan import Job, Plan, arm_key
 from train.errors import RunError, reason
 from train.evaluation.statistics import difference, holm, interval
 from train.files import read_json
+from train.outputs.provenance import provenance
 from train.outputs.remedies import remedies_of
 from train.outputs.run_folder import RunFolder
 
@@ -105,7 +103,8 @@ def results(plan: Plan, records: Sequence[Record], chosen: Mapping[str, Any]) ->
         "steps": first["steps"],
         "chosen": {key: list(v) if isinstance(v, tuple) else v for key, v in chosen.items()},
         "set": {name: str(value) for name, value in plan.base.items()},
-        **machine(),
+        **provenance(),
+        "commit": " and ".join(sorted({str(record.metrics.get("commit")) for record in records})),
         "conditions": conditions,
     }
 
@@ -221,32 +220,9 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
-def machine() -> dict[str, Any]:
-    """Where and by which version the results were computed."""
-    import torch
-
-    from gradprom_ext import __version__
-
-    try:
-        commit = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"],
-            capture_output=True, text=True, timeout=10, check=True,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        commit = None
-    return {
-        "version": __version__,
-        "commit": commit,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
-    }
-
-
 def to_text(found: Mapping[str, Any]) -> str:
     """``results.json`` as text."""
     return json.dumps(found, indent=1, allow_nan=False) + "\n"
 
 
-__all__ = ["MEASURED", "TESTED", "Record", "arm_key", "machine", "read_records", "results", "to_text"]
+__all__ = ["MEASURED", "TESTED", "Record", "arm_key", "read_records", "results", "to_text"]
