@@ -12,25 +12,18 @@ Coordinates: x and y in [-1, 1], the front of the body at the top, the patient's
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import PIL
 from PIL import Image, ImageDraw
 
-from train.data.base import SPLITS, ImageData, Subset
-from train.data.cache import ArrayCache, file_sha256
-from train.seeds import stable_seed
+from train.data.base import SPLITS, ImageData
+from train.data.cache import ArrayCache
+from train.data.phantoms.drawing import Drawing, Field, drawn, noise
 
 _OVERSAMPLING = 2
 _AIR, _FAT, _MUSCLE, _BLOOD, _MARROW, _CORTEX = -1000.0, -95.0, 45.0, 50.0, 230.0, 620.0  # Hounsfield units
 _WINDOWS = [(-600, 1500), (-500, 1400), (-350, 1800), (-650, 1100)]  # center and width, as lungs are read
-
-Field = np.ndarray  # float32 [n, n]
 
 
 def chest_ct(
@@ -54,40 +47,19 @@ def chest_ct(
     :param cache: keeps the images for the next run.
     :param progress: show a progress bar on stderr.
     """
-    names = {
-        split: [f"phantom-{split}-{c}-{i:03d}" for c in class_names for i in range(counts[split][c])]
-        for split in SPLITS
-    }
-    labels = {split: np.repeat(np.arange(2), [counts[split][c] for c in class_names]) for split in SPLITS}
+    return drawn(
+        name,
+        _drawing,
+        counts={split: {c: counts[split][c] for c in class_names} for split in SPLITS},
+        size=size,
+        channels=channels,
+        cache=cache,
+        progress=progress,
+    )
 
-    def draw() -> dict[str, np.ndarray]:
-        from rich.console import Console
-        from rich.progress import track
 
-        jobs = [
-            (stable_seed("phantom", each), bool(label))
-            for split in SPLITS
-            for each, label in zip(names[split], labels[split], strict=True)
-        ]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            slices = pool.map(lambda job: chest_slice(job[0], diseased=job[1], size=size), jobs)
-            bar = track(slices, "Drawing phantoms", len(jobs), console=Console(stderr=True), disable=not progress)
-            images = np.stack(list(bar))[..., None].repeat(channels, axis=3)
-        ends = np.cumsum([len(names[split]) for split in SPLITS])
-        return dict(zip(SPLITS, np.split(images, ends[:-1]), strict=True))
-
-    key = {
-        "phantom": names,
-        "size": size,
-        "channels": channels,
-        "code": file_sha256(Path(__file__)),
-        "libraries": [np.__version__, PIL.__version__],
-    }
-    images = cache.arrays(f"{name}-phantom-{size}px-{channels}ch", key, draw)
-    subsets: dict[str, Any] = {
-        split: Subset(images[split], labels[split], None, tuple(names[split])) for split in SPLITS
-    }
-    return ImageData(name=name, source="phantom", class_names=class_names, folder=None, **subsets)
+def _drawing(seed: int, kind: int, size: int) -> Drawing:
+    return chest_slice(seed, diseased=bool(kind), size=size), None
 
 
 def chest_slice(seed: int, *, diseased: bool, size: int) -> np.ndarray:
@@ -130,8 +102,7 @@ class _Canvas:
 
     def noise(self, cells: int) -> Field:
         """Smooth noise of about unit variance with features of ``2 / cells``."""
-        grid = self.rng.standard_normal((cells + 3, cells + 3)).astype(np.float32)
-        return np.asarray(Image.fromarray(grid).resize((self.n, self.n), Image.Resampling.BICUBIC))
+        return noise(self.rng, self.n, cells)
 
     def ellipse(self, x: float, y: float, a: float, b: float, *, turn: float = 0.0, power: float = 2.0) -> Field:
         """Roughly the distance to the edge of a (super)ellipse, positive inside."""

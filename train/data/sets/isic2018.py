@@ -23,14 +23,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, Listing
+from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, ImageData, Listing
+from train.data.cache import ArrayCache
 from train.data.layout import existing_folder, table
+from train.data.phantoms.drawing import drawn
+from train.data.phantoms.skin import lesion
 from train.data.readers import ImageFile, MaskFile
 from train.data.splits import seeded
 
 CLASS_NAMES = ("other", "melanoma", "seborrheic keratosis")
 MASK_NAMES = ("skin", "lesion")
 MASK_VALUES = (0, 255)
+
+# Fewer than there really are, in about their shares, so that they are drawn in seconds.
+PHANTOM_COUNTS = {
+    "train": {"other": 84, "melanoma": 24, "seborrheic keratosis": 12},
+    "val": {"other": 21, "melanoma": 6, "seborrheic keratosis": 3},
+    "test": {"other": 42, "melanoma": 12, "seborrheic keratosis": 6},
+}
 
 _PARTS = {"train": "Training", "val": "Validation", "test": "Test"}
 _MASK_END = "_segmentation.png"
@@ -79,6 +89,18 @@ class ISIC2018(DataSet):
         if len(files) == 1:
             examples = seeded(examples["train"], seed=split_seed, what=str(path))
         return Listing(examples, CLASS_NAMES if labels else (), MASK_NAMES)
+
+    def phantom(self, *, size: int, channels: int, cache: ArrayCache, progress: bool) -> ImageData:
+        return drawn(
+            self.name,
+            lesion,
+            counts=PHANTOM_COUNTS,
+            mask_names=MASK_NAMES,
+            size=size,
+            channels=channels,
+            cache=cache,
+            progress=progress,
+        )
 
 
 def _pairs(path: Path, split: str) -> dict[str, tuple[Path, Path]]:
