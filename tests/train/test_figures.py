@@ -258,6 +258,8 @@ class TestStrategies:
         boxes = figure.findobj(matplotlib.patches.Rectangle)
         framed = [box for box in boxes if (box.get_width(), box.get_height()) == (16, 16)]
         assert len(framed) == 2 * (count + 2)  # dark and light
+        if count > 1:  # the first part that holds all of the square in which they differ
+            assert {box.get_xy() for box in framed} == {(37.5, -0.5)}
         assert inside(figure) and no_formulas(figure)
         errors = {
             axes.images[0].get_clim()
@@ -278,7 +280,10 @@ class TestStrategies:
             sums = {
                 (top, left): spread[top : top + 16, left : left + 18].sum() for top in range(25) for left in range(55)
             }
-            assert crop_of(clean, images) == Crop(*max(sums, key=sums.__getitem__), 16, 18)
+            found = crop_of(clean, images)
+            assert found == Crop(*max(sums, key=sums.__getitem__), 16, 18)
+            images[0][0, 39 if found.top < 12 else 0, 71 if found.left < 27 else 0] = math.nan
+            assert crop_of(clean, images) == found, "a pixel that is NaN elsewhere"
 
     def test_small_images_and_nan(self, tmp_path: Path, drawn: list) -> None:
         clean = torch.full((1, 12, 14), 0.5)
@@ -358,7 +363,7 @@ class TestCourse:
         save_course(tmp_path / "c.png", courses=courses, ylabel="PSNR (dB)", title="t", source="real")
         [axes] = drawn[0].axes
         line = axes.lines[0].get_ydata()
-        assert np.isnan(line[52:98]).all() and np.isfinite(line[:49]).all() and np.isfinite(line[102:]).all()
+        assert np.isnan(line[51:99]).all() and np.isfinite(line[:49]).all() and np.isfinite(line[102:]).all()
         # The window of step 151 holds 4 steps; that of the first seed three values.
         around = [np.nanmean(values[:, start : start + 4], 1).mean() for start in (149, 150)]
         assert any(line[151] == pytest.approx(each) for each in around)
