@@ -128,5 +128,64 @@ def medical(stem: Path, pixels: np.ndarray, *, release: str) -> Path:
     return path
 
 
-SMALL: dict[str, Callable[[Path], Path]] = {"folder": folder, "isic2018": isic, "drimdb": drimdb, "camus": camus}
+LIZARD = {"consep_1": 1, "crag_2": 1, "crag_10": 2, "dpath_3": 3, "glas_4": 1, "pannuke_5": 3}
+"""Images and the parts of the cross-validation that they are in."""
+
+
+def lizard(root: Path, *, info: bool = True) -> Path:
+    """Rectangular nuclei whose numbers have gaps and are listed in no order; their classes are known by number.
+
+    :param info: whether the table of the parts is there.
+    """
+    rng = np.random.default_rng(0)
+    labels = root / "lizard_labels" / "Lizard_Labels" / "Labels"
+    labels.mkdir(parents=True)
+    for n, stem in enumerate(LIZARD):
+        images = root / f"lizard_images{1 + n % 2}" / f"Lizard_Images{1 + n % 2}"
+        images.mkdir(parents=True, exist_ok=True)
+        shape = (270 + 10 * n, 530 + 7 * n)
+        coarse = rng.integers(0, 256, (*(1 + side // 8 for side in shape), 3), dtype=np.uint8)
+        pixels = coarse.repeat(8, 0).repeat(8, 1)[: shape[0], : shape[1]]
+        Image.fromarray(pixels).save(images / f"{stem}.png")
+        numbers = rng.permutation(np.arange(1, 400, 3))[:40]
+        nuclei(labels / f"{stem}.mat", rng, shape, numbers, classes=numbers % 6 + 1)
+    if info:
+        rows = [f"{stem},{stem.split('_')[0]},{part}" for stem, part in LIZARD.items()]
+        (labels.parent / "info.csv").write_text("\n".join(["Filename,Source,Split", *rows]))
+    return root
+
+
+def nuclei(
+    path: Path, rng: np.random.Generator, shape: tuple[int, int], numbers: np.ndarray, *, classes: np.ndarray
+) -> np.ndarray:
+    """Writes a file of labels as Lizard has them; returns the instance map."""
+    from scipy.io import savemat
+
+    instances = np.zeros(shape, np.int32)
+    for number in numbers:
+        top, left = rng.integers(0, shape[0] - 12), rng.integers(0, shape[1] - 12)
+        instances[top : top + 12, left : left + 12] = number
+    seen = np.isin(numbers, instances)  # those that others have covered are not listed
+    centroids = rng.uniform(0, 100, (seen.sum(), 2))
+    savemat(
+        path,
+        {
+            "inst_map": instances,
+            "id": numbers[seen].astype(np.int32)[:, None],
+            "class": classes[seen].astype(np.int32)[:, None],
+            "bbox": np.zeros((seen.sum(), 4), np.int32),
+            "centroid": centroids,
+        },
+        do_compression=True,
+    )
+    return instances
+
+
+SMALL: dict[str, Callable[[Path], Path]] = {
+    "folder": folder,
+    "isic2018": isic,
+    "drimdb": drimdb,
+    "camus": camus,
+    "lizard": lizard,
+}
 """How to write a small data set of one's own, by the name of the data set whose layout it has."""

@@ -51,6 +51,12 @@ class TestTile:
         with pytest.raises(DataError, match=rf"x\.png has 30 x 50 pixels .* row {top}, column {left}"):
             Tile(ImageFile(file), top, left, 10, 20).read(3)
 
+    def test_of_a_whole_of_another_size(self, file: Path) -> None:
+        """A larger mask has that tile, too, but it shows something else."""
+        assert Tile(ImageFile(file), 0, 0, 10, 20, (30, 50)).read(3).shape == (10, 20, 3)
+        with pytest.raises(DataError, match=r"x\.png has 30 x 50 pixels .* must have 29 x 50"):
+            Tile(ImageFile(file), 0, 0, 10, 20, (29, 50)).read(3)
+
     def test_a_file_that_changed_is_read_again(self, file: Path) -> None:
         tile = Tile(ImageFile(file), 0, 0, 3, 3)
         assert (tile.read(3) == PIXELS[:3, :3]).all()

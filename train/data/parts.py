@@ -24,6 +24,8 @@ class Tile:
     :param left: the first column.
     :param height: of the tile in pixels.
     :param width: of the tile in pixels.
+    :param whole: height and width that the whole has to have, in pixels; in one of another size the tile of a mask would
+        not be where that of its image is. ``None``: any that the tile is inside of.
     """
 
     source: Reader
@@ -31,6 +33,7 @@ class Tile:
     left: int
     height: int
     width: int
+    whole: tuple[int, int] | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -39,9 +42,14 @@ class Tile:
     def read(self, channels: int) -> np.ndarray:
         """
         :returns: an image ``[height, width, channels]`` or a mask ``[height, width]``, of the source's dtype.
-        :raises DataError: the source cannot be read, or the tile is not inside of it.
+        :raises DataError: the source cannot be read, or has another size, or the tile is not inside of it.
         """
         whole = _whole(self.source, channels, _stamps(self.source.files))
+        if self.whole is not None and whole.shape[:2] != self.whole:
+            raise DataError(
+                f"{self.source.files[0]} has {whole.shape[0]} x {whole.shape[1]} pixels (height x width), and must have "
+                f"{self.whole[0]} x {self.whole[1]}, as the image that it belongs to"
+            )
         bottom, right = self.top + self.height, self.left + self.width
         if min(self.top, self.left) < 0 or bottom > whole.shape[0] or right > whole.shape[1]:
             raise DataError(
