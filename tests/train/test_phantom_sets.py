@@ -11,10 +11,16 @@ import pytest
 
 from train.data import DATASETS, ImageData, load
 from train.data.cache import ArrayCache
-from train.data.phantoms import drawing, skin
+from train.data.phantoms import drawing, fundus, heart, skin, tissue
 
+Draw = Callable[[int, int, int], drawing.Drawing]
 SPLITS = ("train", "val", "test")
-KINDS = {"isic2018": (skin.lesion, 3)}
+KINDS: dict[str, tuple[Draw, int]] = {
+    "isic2018": (skin.lesion, 3),
+    "drimdb": (fundus.photograph, 3),
+    "camus": (heart.echo, 3),
+    "lizard": (tissue.tile, 1),
+}
 """How an image is drawn, and how many classes there are."""
 
 
@@ -95,3 +101,45 @@ def test_lesions_are_darker_than_skin() -> None:
             assert 0.02 < mask.mean() < 0.6
             middle = np.hypot(*np.meshgrid(np.linspace(-1, 1, 64), np.linspace(-1, 1, 64))) < 0.9
             assert image[mask == 1].mean() < image[(mask == 0) & middle].mean() - 20
+
+
+def test_bad_photographs_show_less() -> None:
+    """Vessels are what a good one has most of, and they are lost in a bad one."""
+
+    def detail(kind: int, seed: int) -> float:
+        green = fundus.photograph(seed, kind, 96)[0][24:72, 24:72, 1].astype(float)
+        return float(np.abs(np.diff(green)).mean())
+
+    assert max(detail(1, seed) for seed in range(12)) < min(detail(0, seed) for seed in range(12))
+
+
+def test_hearts_are_dark_blood_in_bright_muscle() -> None:
+    """The poorer the quality, the less they differ."""
+    contrast = []
+    for kind in range(3):
+        found = []
+        for seed in range(12):
+            image, mask = heart.echo(seed, kind, 64)
+            assert mask is not None
+            blood, muscle, atrium = (image[mask == index].mean() for index in (1, 2, 3))
+            assert blood < muscle
+            assert np.argwhere(mask == 1)[:, 0].mean() < np.argwhere(mask == 3)[:, 0].mean()  # the atrium is below
+            found.append(muscle - max(blood, atrium))
+        contrast.append(np.mean(found))
+    assert contrast[0] > contrast[1] > contrast[2] > 0
+
+
+def test_nuclei_are_darker_than_what_is_around_them() -> None:
+    tiles = [tissue.tile(seed, 0, 128) for seed in range(8)]
+    pixels = np.concatenate([image.reshape(-1, 3) for image, _ in tiles]).astype(float)
+    masks = np.concatenate([mask.ravel() for _, mask in tiles if mask is not None])
+    means = [pixels[masks == index].mean(0) for index in range(7)]
+    assert max(mean.mean() for mean in means[1:]) < means[0].mean() - 30
+    assert np.bincount(masks, minlength=7)[1:].argmax() == 1  # epithelial ones are the most, as in life
+
+
+def test_the_looks_of_hearts_do_not_tell_the_quality() -> None:
+    """The masks of all qualities are alike: it is in the image alone."""
+    for seed in range(4):
+        masks = [heart.echo(seed, kind, 48)[1] for kind in range(3)]
+        assert all((mask == masks[0]).all() for mask in masks[1:])

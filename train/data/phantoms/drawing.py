@@ -49,7 +49,8 @@ def drawn(
     :param progress: show a progress bar on stderr.
     :param labeled: whether the data set has labels; if not, the one class is no more than a part of the names.
     :param mask_names: what the class indices of the masks mean; empty: there are no masks.
-    :param per_patient: so many images of a class are one patient's; ``None``: the patients are not known.
+    :param per_patient: so many images of a class, one after the other, are called one patient's; ``None``: the patients
+        are not known.
     """
     class_names = tuple(counts["train"])
     names = {
@@ -68,7 +69,7 @@ def drawn(
             for each, label in zip(names[split], labels[split], strict=True)
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            results = pool.map(lambda job: draw(*job, size), jobs)
+            results = pool.map(lambda job: draw(job[0], job[1], size), jobs)
             bar = track(results, "Drawing phantoms", len(jobs), console=Console(stderr=True), disable=not progress)
             images, masks = zip(*((_in_channels(image, channels), mask) for image, mask in bar), strict=True)
         ends = np.cumsum([len(names[split]) for split in SPLITS])[:-1]

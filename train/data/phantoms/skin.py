@@ -1,8 +1,8 @@
 """Phantoms: dermoscopic images of skin lesions, drawn. They are no patients.
 
 Each kind has what gives it away to a dermatologist: a mole (``other``) is round and evenly brown, a melanoma is ragged
-and of several colors, a seborrheic keratosis is waxy, sharply bordered and has bright cysts. Hairs lie over all of them,
-and most are seen through a round tube.
+and of several colors, a seborrheic keratosis is waxy, sharply bordered and has bright cysts. Hairs lie over them, and
+most are seen through a round tube.
 """
 
 from __future__ import annotations

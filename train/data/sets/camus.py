@@ -22,9 +22,12 @@ import itertools
 import re
 from pathlib import Path
 
-from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, Listing
+from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, ImageData, Listing
+from train.data.cache import ArrayCache
 from train.data.formats import MedicalImage, MedicalMask
 from train.data.layout import lines
+from train.data.phantoms.drawing import drawn
+from train.data.phantoms.heart import echo
 from train.data.splits import seeded
 
 CLASS_NAMES = ("Good", "Medium", "Poor")
@@ -37,6 +40,13 @@ SUBGROUPS = {"train": "training", "val": "validation", "test": "testing"}
 
 _FOLDERS = {"database_nifti": ".nii.gz", "training": ".mhd"}
 _PATIENT = re.compile(r"patient\d+")
+
+# In about the shares of the real qualities.
+PHANTOM_COUNTS = {
+    "train": {"Good": 56, "Medium": 48, "Poor": 16},
+    "val": {"Good": 12, "Medium": 12, "Poor": 6},
+    "test": {"Good": 28, "Medium": 24, "Poor": 8},
+}
 
 
 @DATASETS.register("camus")
@@ -73,6 +83,19 @@ class CAMUS(DataSet):
             splits = {split: [e for each in members for e in examples[each]] for split, members in subgroups.items()}
         labelled = any(example.label is not None for each in splits.values() for example in each)
         return Listing(splits, CLASS_NAMES if labelled else (), MASK_NAMES)
+
+    def phantom(self, *, size: int, channels: int, cache: ArrayCache, progress: bool) -> ImageData:
+        return drawn(
+            self.name,
+            echo,
+            counts=PHANTOM_COUNTS,
+            mask_names=MASK_NAMES,
+            per_patient=len(VIEWS) * len(PHASES),
+            size=size,
+            channels=channels,
+            cache=cache,
+            progress=progress,
+        )
 
 
 def _images(path: Path) -> tuple[Path, str] | None:

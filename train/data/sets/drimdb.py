@@ -17,9 +17,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from train.data.base import DATASETS, DataError, DataSet, Example, Listing
+from train.data.base import DATASETS, DataError, DataSet, Example, ImageData, Listing
+from train.data.cache import ArrayCache
 from train.data.layout import existing_folder
 from train.data.parts import Blanked
+from train.data.phantoms.drawing import drawn
+from train.data.phantoms.fundus import photograph
 from train.data.readers import ImageFile
 from train.data.splits import seeded
 
@@ -30,6 +33,13 @@ FRAME = (570, 760)
 WRITING = (0, 560, 32, 688)
 """Where date and time are: rows 7 to 23 and columns 573 to 683 over all images. This rectangle consists of the whole
 blocks of 16 x 16 pixels around them, since JPEG spreads an edge over a block."""
+
+# In about the shares of the real ones.
+PHANTOM_COUNTS = {
+    "train": {"Good": 68, "Bad": 38, "Outlier": 14},
+    "val": {"Good": 16, "Bad": 10, "Outlier": 4},
+    "test": {"Good": 34, "Bad": 19, "Outlier": 7},
+}
 
 
 @DATASETS.register("drimdb")
@@ -49,6 +59,17 @@ class DRIMDB(DataSet):
             for file in _images(path / quality)
         ]
         return Listing(seeded(examples, seed=split_seed, what=str(path)), CLASS_NAMES)
+
+    def phantom(self, *, size: int, channels: int, cache: ArrayCache, progress: bool) -> ImageData:
+        return drawn(
+            self.name,
+            photograph,
+            counts=PHANTOM_COUNTS,
+            size=size,
+            channels=channels,
+            cache=cache,
+            progress=progress,
+        )
 
 
 def _images(folder: Path) -> list[Path]:

@@ -29,10 +29,13 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, Listing
+from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, ImageData, Listing
+from train.data.cache import ArrayCache
 from train.data.instances import class_mask
 from train.data.layout import existing_folder, table
 from train.data.parts import Tile
+from train.data.phantoms.drawing import drawn
+from train.data.phantoms.tissue import tile
 from train.data.readers import ImageFile, guarded
 from train.data.splits import seeded
 
@@ -42,6 +45,9 @@ PARTS = {"1": "train", "2": "val", "3": "test"}
 IMAGE_FOLDERS = ("lizard_images1/Lizard_Images1", "lizard_images2/Lizard_Images2")
 LABEL_FOLDER = "lizard_labels/Lizard_Labels/Labels"
 INFO = "lizard_labels/Lizard_Labels/info.csv"
+
+# Tiles, ten of an image. They have masks and no class, so that this one word is only a part of their names.
+PHANTOM_COUNTS = {"train": {"tile": 120}, "val": {"tile": 30}, "test": {"tile": 60}}
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +127,20 @@ class Lizard(DataSet):
         else:
             splits = seeded([e for some in tiles.values() for e in some], seed=split_seed, what=str(path))
         return Listing(splits, mask_names=MASK_NAMES)
+
+    def phantom(self, *, size: int, channels: int, cache: ArrayCache, progress: bool) -> ImageData:
+        return drawn(
+            self.name,
+            tile,
+            counts=PHANTOM_COUNTS,
+            labeled=False,
+            mask_names=MASK_NAMES,
+            per_patient=10,
+            size=size,
+            channels=channels,
+            cache=cache,
+            progress=progress,
+        )
 
 
 def _images(path: Path) -> dict[str, Path]:
