@@ -24,8 +24,8 @@ class Tile:
     :param left: the first column.
     :param height: of the tile in pixels.
     :param width: of the tile in pixels.
-    :param whole: height and width that the whole has to have, in pixels; in one of another size the tile of a mask would
-        not be where that of its image is. ``None``: any that the tile is inside of.
+    :param whole: height and width that the whole has to have, in pixels: in one of another size the tile of a mask
+        would not be where that of its image is. ``None``: any that the tile is inside of.
     """
 
     source: Reader
@@ -47,8 +47,8 @@ class Tile:
         whole = _whole(self.source, channels, _stamps(self.source.files))
         if self.whole is not None and whole.shape[:2] != self.whole:
             raise DataError(
-                f"{self.source.files[0]} has {whole.shape[0]} x {whole.shape[1]} pixels (height x width), and must have "
-                f"{self.whole[0]} x {self.whole[1]}, as the image that it belongs to"
+                f"{self.source.files[0]} has {whole.shape[0]} x {whole.shape[1]} pixels (height x width), and must "
+                f"have {self.whole[0]} x {self.whole[1]}, as the image that it belongs to"
             )
         bottom, right = self.top + self.height, self.left + self.width
         if min(self.top, self.left) < 0 or bottom > whole.shape[0] or right > whole.shape[1]:
