@@ -11,9 +11,11 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 
 from train.data import DataError, ImageData, load
 from train.data.fingerprint import differences, fingerprint
+from train.data.formats import MedicalImage
 from train.data.sets.camus import CLASS_NAMES, MASK_NAMES
 
 from .layouts import CAMUS_PATIENTS, CAMUS_SHAPE, camus, medical
@@ -92,6 +94,36 @@ def test_without_qualities(root: Path) -> None:
     data = read(root)
     assert data.class_names == ()
     assert data.train.labels is None
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize(("dtype", "scale", "top"), [(np.uint16, 16, 4095), (np.float32, 0.5, 127.5)])
+def test_other_depths(tmp_path: Path, release: str, dtype: type, scale: float, top: float) -> None:
+    """Nothing is rounded to 8 bits; what is white is decided for all images together."""
+    root = camus(tmp_path / "CAMUS", release=release)
+    before = read(root).train
+    ending = ".nii.gz" if release == "nifti" else ".mhd"
+    for file in root.rglob(f"patient*{ending}"):
+        if "_gt" not in file.name:
+            pixels = MedicalImage(file).read(1)[..., 0]
+            medical(
+                file.with_name(file.name.removesuffix(ending)),
+                (pixels.astype(float) * scale).astype(dtype),
+                release=release,
+            )
+    after = read(root).train
+    assert after.images.dtype == dtype
+    assert after.value_range == (0, top)
+    for i in range(len(after)):
+        torch.testing.assert_close(after.image(i), before.image(i) * 255 * scale / top)
+
+
+def test_changed_pixels_beside_a_header_are_noticed(tmp_path: Path) -> None:
+    root = camus(tmp_path / "CAMUS", release="mhd")
+    before = fingerprint(read(root))
+    file = root / "training" / "patient0001" / "patient0001_2CH_ED.raw"
+    file.write_bytes(bytes(reversed(file.read_bytes())))
+    assert len(differences(before, fingerprint(read(root)))) == 1
 
 
 class TestDamage:

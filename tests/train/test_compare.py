@@ -290,6 +290,7 @@ def test_runs_side_by_side_are_the_same_runs(done: Path, tmp_path: Path) -> None
         (["--recipe", "tyni"], "did you mean tiny"),
         (["--recipe", "zzz"], "choose from: camus-denoise"),
         (["--recipe", "tiny", "--strategies", "join"], "did you mean joint"),
+        (["--recipe", "tiny", "--conditions", "lo"], "did you mean low"),
         (["--recipe", "tiny", "--seeds", "a"], "whole numbers"),
         (["--recipe", "tiny", "--seeds", "0,0"], "different numbers"),
         (["--recipe", "tiny", "--seeds", "100"], "which settings are chosen by"),

@@ -15,7 +15,9 @@ from train.data import DataError, DataUnavailableError, ImageData, load
 from train.data.base import DATASETS, Example
 from train.data.decoding import decoded
 from train.data.sets import isic2018 as module
+from train.experiment import do_run
 
+from . import tiny
 from .layouts import ISIC, isic, isic_pairs, isic_table
 
 SPLITS = ("train", "val", "test")
@@ -121,6 +123,22 @@ class TestReading:
         isic_table(root / "labels.csv", dict.fromkeys(IDS, 1))
         read(root)
         assert f"{root}: no image in train has the label other, seborrheic keratosis." in caplog.text
+
+
+def test_a_run_of_which_some_diagnoses_are_unknown(root: Path, no_data_at_hand: Path) -> None:
+    """Training, scores and captions, with both tasks."""
+    settings = tiny.config(
+        dataset="isic2018", source="real", data_root=root, channels=3, aux="dia,seg", seg="tiny", max_steps=3
+    )
+    result = do_run(settings)
+    test = read(root).test
+    known = np.array([LABELS[name] for name in test.names])
+    known = known[known >= 0]
+    assert result.metrics is not None
+    accuracy = result.metrics["accuracy"]
+    assert accuracy * len(known) == pytest.approx(round(accuracy * len(known)))
+    assert result.metrics["accuracy_majority"] == np.bincount(known).max() / len(known)
+    assert 0 <= result.metrics["dice"] <= 1
 
 
 class TestDamage:

@@ -102,7 +102,6 @@ def test_another_part_is_another_entry_of_the_cache(root: Path, tmp_path: Path) 
     ("change", "error", "culprit"),
     [
         ({"id": "slice 1"}, ValueError, "two images of the volume have the same id"),
-        ({"label": None}, ValueError, "some images of the volume have a label"),
         ({"label": 2}, ValueError, "a label of the volume has no name"),
         ({"mask": None}, ValueError, "some images of the volume have a mask"),
     ],
