@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from train.data.base import DataError
-from train.data.readers import arranged, guarded, index_image
+from train.data.readers import arranged, guarded, index_image, whole_numbers
 
 _ENDINGS = {".nii": "nibabel", ".nii.gz": "nibabel", ".mhd": "SimpleITK", ".mha": "SimpleITK"}
 
@@ -73,14 +73,7 @@ class MedicalMask:
         :raises DataError: the file is missing, damaged, no index image, or its library is not installed; or it holds a
             value that has no meaning.
         """
-        return guarded(self.path, lambda: index_image(self.path, _whole(_pixels(self.path)), self.values))
-
-
-def _whole(values: np.ndarray) -> np.ndarray:
-    """Whole numbers that were saved as floating point, as many tools save masks, as whole numbers."""
-    if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.round(values)).all():
-        return values.astype(np.int64)
-    return values
+        return guarded(self.path, lambda: index_image(self.path, whole_numbers(_pixels(self.path)), self.values))
 
 
 def _library(path: Path) -> str:

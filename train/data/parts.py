@@ -24,7 +24,7 @@ class Tile:
     :param left: the first column.
     :param height: of the tile in pixels.
     :param width: of the tile in pixels.
-    :param whole: height and width that the whole has to have, in pixels: in one of another size the tile of a mask
+    :param whole: height and width that the whole has to have, in pixels; in one of another size the tile of a mask
         would not be where that of its image is. ``None``: any that the tile is inside of.
     """
 

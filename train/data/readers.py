@@ -185,6 +185,13 @@ def index_image(path: Path, indices: np.ndarray, values: tuple[int, ...] | None 
     return meaning[indices]
 
 
+def whole_numbers(values: np.ndarray) -> np.ndarray:
+    """Whole numbers that were saved as floating point, as some tools save masks, as whole numbers; others unchanged."""
+    if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.round(values)).all():
+        return values.astype(np.int64)
+    return values
+
+
 MOST_CLASSES = 64
 """Larger numbers in a mask are taken for gray levels, not for classes."""
 

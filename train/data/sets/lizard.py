@@ -36,7 +36,7 @@ from train.data.layout import existing_folder, table
 from train.data.parts import Tile
 from train.data.phantoms.drawing import drawn
 from train.data.phantoms.tissue import tile
-from train.data.readers import ImageFile, guarded
+from train.data.readers import ImageFile, guarded, whole_numbers
 from train.data.splits import seeded
 
 MASK_NAMES = ("background", "neutrophil", "epithelial", "lymphocyte", "plasma", "eosinophil", "connective")
@@ -80,7 +80,7 @@ class LizardLabels:
         if missing := [name for name in ("inst_map", "id", "class") if name not in content]:
             raise DataError(f"{self.path} has no variable {missing[0]}; restore it from the data set")
         # MATLAB knows no vectors, and saves whole numbers as floating point unless it is told otherwise.
-        instances, ids, classes = (_whole(content[name]) for name in ("inst_map", "id", "class"))
+        instances, ids, classes = (whole_numbers(content[name]) for name in ("inst_map", "id", "class"))
         try:
             mask = class_mask(instances, ids.ravel(), classes.ravel())
         except ValueError as error:
@@ -88,12 +88,6 @@ class LizardLabels:
         if mask.max(initial=0) >= len(MASK_NAMES):
             raise DataError(f"{self.path} has a nucleus of class {mask.max()}; there are {len(MASK_NAMES) - 1} of them")
         return mask
-
-
-def _whole(values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind == "f" and (values == np.round(values)).all():
-        return values.astype(np.int64)
-    return values
 
 
 @DATASETS.register("lizard")
