@@ -22,6 +22,9 @@ TABLE = re.findall(r"^\| `(python -m [^`]+)` \|", README, flags=re.MULTILINE)
 SHORT = {
     "train.run": "--source phantom --preset quick --max-steps 2 --size 32 --crop 16 --batch-size 4 --blocks 1 "
     "--features 4 --pretrain-epochs 1 --out {out}",
+    "train.compare --list": "",
+    "train.compare": "--set source=phantom --set size=32 --set crop=16 --set ip.features=4 --set aux_weight=0.01 "
+    "--set reader=false --seeds 0 --strategies ip-only,gradprom --max-steps 2 --out {out}",
     "gradprom_ext.bench": "--networks srresnet --optimizers sgd --rounds 2",
     "gradprom_ext.bench --what step": "--rounds 2 --batch 2 --size 8 --blocks 1 --width 4 --depth 18 --vr-width 4",
     "gradprom_ext.doctor": "",
@@ -31,7 +34,8 @@ SHORT = {
 def test_the_readme_has_blocks_of_a_known_kind():
     assert {language for language, _ in BLOCKS} == {"python", "bash"}
     assert len(PYTHON) >= 2
-    assert len(SHELL) == 2
+    assert len(SHELL) == 3
+    assert SHELL[2] in TABLE, "a command is tried as one of the table"
 
 
 @pytest.mark.parametrize("code", PYTHON)

@@ -137,9 +137,12 @@ def ellipse(x: Field, y: Field, a: float, b: float, turn: float = 0.0) -> Field:
     return (1 - np.hypot((c * x + s * y) / a, (c * y - s * x) / b)) * min(a, b)
 
 
-def inside(distance: Field, softness: float = 0.0) -> Field:
-    """Coverage in [0, 1] of the region where ``distance`` is positive; antialiased, or softer."""
-    return np.clip(distance / max(softness, 2 / len(distance)) + 0.5, 0, 1)
+def inside(distance: Field, softness: float = 0.0, n: int | None = None) -> Field:
+    """Coverage in [0, 1] of the region where ``distance`` is positive; antialiased, or softer.
+
+    :param n: side of the image in pixels, where ``distance`` is that of a part of it.
+    """
+    return np.clip(distance / max(softness, 2 / (n or len(distance))) + 0.5, 0, 1)
 
 
 def paint(image: np.ndarray, coverage: Field, color: Sequence[float] | np.ndarray) -> None:
