@@ -24,6 +24,8 @@ MEASURED = ("psnr", "ssim", "reader_accuracy", "reader_miou", "reader_dice", "ac
 """What is averaged over the runs of an arm, by the keys of ``metrics.json``."""
 TESTED = ("psnr", "ssim", "reader_accuracy", "reader_miou")
 """What is tested for differences, image by image, by the columns of ``images.csv``."""
+LEAST_SEEDS = 3
+"""With fewer, nothing is tested: two seeds that happen to agree make any difference look certain."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,10 @@ def _differences(one: Sequence[Record], other: Sequence[Record]) -> dict[str, An
         if any(a.names != b.names for a, b in pairs):
             raise RunError(f"{pairs[0][0].folder} and {pairs[0][1].folder} scored different images")
         test = difference(np.stack([a.images[key] for a, _ in pairs]), np.stack([b.images[key] for _, b in pairs]))
-        found[key] = _finite({"mean": test.mean, "low": test.low, "high": test.high, "p": test.p, "seeds": len(pairs)})
+        own: dict[str, Any] = {"mean": test.mean, "low": test.low, "high": test.high, "p": test.p}
+        if len(pairs) < LEAST_SEEDS:
+            own |= dict.fromkeys(("low", "high", "p"))
+        found[key] = _finite({**own, "seeds": len(pairs)})
     return found
 
 

@@ -155,7 +155,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     lines = [
         "In brackets: 95 % intervals; of scores over seeds (Student's t), of differences over seeds and test "
         "images, both taken as random (paired). A star: the corrected p value (Holm, over all tests of that score) "
-        "is below 0.05. The independent reader took no part in any of these trainings: it learned from clean training "
+        "is below 0.05; fewer than three seeds are not tested. The independent reader took no part in any of these trainings: it learned from clean training "
         "images. "
         "The interval of the mean cosine is that over training steps.",
     ]
@@ -205,10 +205,10 @@ def _sentences(name: str, against: Mapping[str, Any]) -> Iterator[str]:
     """Of one arm, a sentence for each score: against which others there is a difference, and against which none."""
     for key, (more, less, of) in _WORDS.items():
         tests = {other: found[key] for other, found in against.items() if key in found}
-        different, same = [], []
+        different, same, untested = [], [], []
         for other, test in tests.items():
             if test["low"] is None or test.get("p_corrected") is None:
-                same.append(f"{other} (one run on one image says nothing)")
+                untested.append(f"{number(key, test['mean'], sign=True)}{_UNITS.get(key, '')} against {other}")
                 continue
             unit = _UNITS.get(key, "")
             low, high, mean = (number(key, test[each], sign=True) for each in ("low", "high", "mean"))
@@ -219,6 +219,7 @@ def _sentences(name: str, against: Mapping[str, Any]) -> Iterator[str]:
             else:
                 same.append(f"{other} ({mean}{unit}, {numbers})")
         said = different + ([f"not distinguishable from {', '.join(same)}"] if same else [])
+        said += [f"{', '.join(untested)}, not tested, as that takes three seeds"] if untested else []
         if said:
             test = next(iter(tests.values()))
             corrected = f"corrected for {test['comparisons']} comparisons; " if "comparisons" in test else ""
