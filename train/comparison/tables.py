@@ -156,7 +156,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         "In brackets: 95 % intervals; of scores over seeds (Student's t), of differences over seeds and test "
         "images, both taken as random (paired). A star: the corrected p value (Holm, over all tests of that score) "
         "is below 0.05; fewer than three seeds are not tested. The independent reader took no part in any of these "
-        "trainings: it learned from clean training images. The interval of the mean cosine is that over training steps.",
+        "trainings: it learned from clean training images. The interval of the mean cosine is over training steps.",
     ]
     if found["chosen"]:
         lines.append(
