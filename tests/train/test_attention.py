@@ -273,11 +273,16 @@ def test_the_network_and_the_images_stay_as_they_are(kind: str, frozen: bool, wi
     inplace = [getattr(module, "inplace", None) for module in network.modules()]
     hooks = [(len(module._forward_hooks), len(module._backward_hooks)) for module in network.modules()]
     kinds = [type(module) for module in network.modules()]
-    with without():
+
+    def maps(of: nn.Module) -> Tensor:
         if kind == "activation":
-            found = class_activation(network, given, [0, 1, 2])
-        else:
-            found = guided_backpropagation(network, given, class_score([0, 1, 2]))
+            return class_activation(of, given, [0, 1, 2])
+        return guided_backpropagation(of, given, class_score([0, 1, 2]))
+
+    with without():
+        found = maps(network)
+    assert seen, "the copy has the hooks of the network"
+    torch.testing.assert_close(found, maps(copy.deepcopy(network).eval()))
     assert found.isfinite().all() and not found.requires_grad and (found.amax((1, 2)) == 1).any()
     assert [module.training for module in network.modules()] == modes
     assert [getattr(module, "inplace", None) for module in network.modules()] == inplace

@@ -168,7 +168,10 @@ def summed_output(output: Tensor) -> Tensor:
 
 @contextmanager
 def _copied(network: nn.Module) -> Iterator[nn.Module]:
-    """A copy in evaluation mode, and gradients even where the caller has switched them off."""
+    """A copy in evaluation mode, and gradients even where the caller has switched them off.
+
+    Leaving inference mode happens to switch gradients on as well, which PyTorch does not promise.
+    """
     with torch.inference_mode(False), torch.enable_grad():
         yield copy.deepcopy(network).eval()
 
