@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.errors import INTERRUPTED, USER_ERROR, RunError, reason
+from train.errors import INTERRUPTED, RunError
 from train.recipes import RECIPES
-from train.run import give_user_a_name, legible
+from train.run import guarded
 from train.text import printable, shell_word
 
 ABOUT = """Run the strategies and seeds of a recipe, and say whether GradProm helped: a table with confidence intervals,
@@ -51,20 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :returns: the exit status: 0, 2 (an error of the user's, explained on stderr) or 130 (interrupted).
     """
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    give_user_a_name()
-    legible()
-    try:
-        return run(arguments(sys.argv[1:] if argv is None else argv))
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return INTERRUPTED
-    except RunError as error:
-        print(f"Error: {printable(str(error))}", file=sys.stderr)
-        return USER_ERROR
-    except OSError as error:
-        print(f"Error: {printable(str(error.filename or 'a file'))}: {printable(reason(error))}", file=sys.stderr)
-        return USER_ERROR
+    return guarded(lambda: run(arguments(sys.argv[1:] if argv is None else argv)))
 
 
 def run(given: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :returns: the exit status: 0, 2 (an error of the user's, explained on stderr) or 130 (interrupted).
     """
+    return guarded(lambda: run(parse(sys.argv[1:] if argv is None else argv)))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Does what a command line asks, and explains on stderr why it could not.
+
+    :param command: returns the exit status.
+    :returns: that status, 2 (an error of the user's) or 130 (interrupted).
+    """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     give_user_a_name()
     legible()
     try:
-        return run(parse(sys.argv[1:] if argv is None else argv))
+        return command()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED

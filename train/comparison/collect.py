@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from train.comparison.plan import Job, Plan, arm_key
+from train.comparison.plan import Job, Plan
 from train.errors import RunError, reason
 from train.evaluation.statistics import difference, holm, interval
 from train.files import read_json
@@ -106,7 +105,8 @@ def results(plan: Plan, records: Sequence[Record], chosen: Mapping[str, Any]) ->
         "chosen": {key: list(v) if isinstance(v, tuple) else v for key, v in chosen.items()},
         "set": {name: str(value) for name, value in plan.base.items()},
         **provenance(),
-        "commit": " and ".join(sorted({str(record.metrics.get("commit")) for record in records})),
+        # Of the runs; those of earlier versions do not say.
+        "commit": " and ".join(sorted({made for record in records if (made := record.metrics.get("commit"))})) or None,
         "conditions": conditions,
     }
 
@@ -149,9 +149,9 @@ def _condition(plan: Plan, name: str, records: Sequence[Record]) -> dict[str, An
 def _arm(found: Sequence[Record]) -> dict[str, Any]:
     keys = [key for key in MEASURED if any(record.metrics.get(key) is not None for record in found)]
     own: dict[str, Any] = {"seeds": [record.job.seed for record in found], "strategy": found[0].metrics["strategy"]}
-    weights = [record.job.settings.auxiliary.aux_weight for record in found]
-    if "aux_weight" in found[0].job.settings.concerned:
-        own["aux_weight"] = list(weights[0])
+    settings = found[0].job.settings
+    if "aux_weight" in settings.concerned:
+        own["aux_weight"] = list(settings.auxiliary.aux_weight)
     for key in keys:
         values = [record.metrics[key] for record in found if record.metrics.get(key) is not None]
         own[key] = _interval(values)
@@ -223,11 +223,3 @@ def _correct(conditions: Sequence[dict[str, Any]]) -> None:
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-
-
-def to_text(found: Mapping[str, Any]) -> str:
-    """``results.json`` as text."""
-    return json.dumps(found, indent=1, allow_nan=False) + "\n"
-
-
-__all__ = ["MEASURED", "TESTED", "Record", "arm_key", "read_records", "results", "to_text"]

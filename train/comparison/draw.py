@@ -166,8 +166,7 @@ class _Painter:
             f"The test image {name}, of median PSNR under {enhancing[0].job.arm}, as each arm (seed {self.seed}) "
             "enhances it; below, the framed part enlarged, and the absolute error on one scale.",
         )
-        with torch.inference_mode(False):
-            readers = CleanVRs(settings, data, self._facts(enhancing[0]), device, self.display).readers()
+        readers = CleanVRs(settings, data, self._facts(enhancing[0]), device, self.display).readers()
         if readers and all(task.can_score(data.test) for task, _ in readers):
             self._attention(readers, data, place, seen, enhanced, device)
         self._guided(readers, data, place, seen, networks, device)

@@ -89,8 +89,8 @@ def do_job(settings: Settings, folder: Path, threads: int | None = None) -> Outc
         import torch
 
         torch.set_num_threads(threads)
-    if finished(settings, folder) is not None:
-        return Outcome(finished(settings, folder), 0.0)
+    if (metrics := finished(settings, folder)) is not None:
+        return Outcome(metrics, 0.0)
     run = RunFolder(folder)
     if run.checkpoint.exists():
         settings = stored(folder).change({"resume": str(folder), "device": settings.training.device})

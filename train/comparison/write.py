@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from train.comparison import tables
-from train.comparison.collect import read_records, results, to_text
+from train.comparison.collect import read_records, results
 from train.comparison.draw import Drawn, Seen, draw
 from train.comparison.plan import Job, Plan
 from train.errors import RunError
-from train.files import write_file
+from train.files import write_file, write_json
 from train.outputs.page import Comparison, Figure, Page, Table, png, write_page
 from train.training.progress import Display
 
@@ -32,7 +32,7 @@ def write(plan: Plan, jobs: Sequence[Job], chosen: Mapping[str, Any], out: Path,
         raise RunError(f"{out} holds no finished run, so there is nothing to compare")
     found = results(plan, records, chosen)
     verdict = tables.verdict(found)
-    write_file(out / "results.json", to_text(found).encode())
+    write_json(out / "results.json", found)
     write_file(out / "table.md", tables.markdown(found).encode())
     write_file(out / "table.csv", tables.comma_separated(found).encode())
     head = _PHANTOM if found["data"] == "phantom" else ""
