@@ -197,7 +197,7 @@ class CleanVRs:
         for task in tasks.values():
             network = build_network(settings, task.role, tasks, channels=self.data.channels, scale=1)
             network.load_state_dict(self._weights(task.name, self._seed + READER_SEED))
-            found.append((task, network.to(self.device)))
+            found.append((task, network.requires_grad_(False).to(self.device)))
         return found
 
     @property

@@ -166,6 +166,45 @@ def test_the_classical_scores_are_kept(images, tmp_path, monkeypatch):
             run(Trained(nn.Identity()), other, degrade, cache=cache)
 
 
+class Gain(nn.Module):
+    """Brightness with one weight, and a count of the images that it was asked about."""
+
+    def __init__(self, gain: float, *, moved: bool) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(gain), requires_grad=moved)
+        self.asked = 0
+
+    def forward(self, x):
+        self.asked += len(x)
+        return Brightness()(x) * self.gain
+
+
+def test_what_an_unmoved_network_says_of_unchanged_images_is_kept(images, tmp_path):
+    cache, n = ArrayCache(tmp_path), len(images)
+
+    def scored(gain: float, of: Subset = images, sigma: float = 0.1, moved: bool = False):
+        ip = nn.Identity()
+        reader, plain = Gain(gain, moved=moved), Gain(gain, moved=moved)
+        kept = run(Trained(ip), of, Gaussian(sigma), readers=[(DIAGNOSIS, reader)], cache=cache)
+        never = run(Trained(ip), of, Gaussian(sigma), readers=[(DIAGNOSIS, plain)])
+        assert plain.asked == 3 * n
+        assert kept.scores == never.scores
+        assert kept.per_image.keys() == never.per_image.keys()
+        for kind, found in never.per_image.items():
+            for key, values in found.items():
+                np.testing.assert_array_equal(kept.per_image[kind][key], values)
+        return reader.asked / n
+
+    assert scored(1.0) == 3
+    assert scored(1.0) == 1  # the enhanced images alone
+    assert scored(-1.0) == 3  # another network
+    assert scored(-1.0, moved=True) == 3  # which is trained: it will never be the same again
+    assert scored(1.0, sigma=0.4) == 3  # other images, though the clean ones are the same
+    relabeled = dataclasses.replace(images, labels=1 - images.labels)
+    assert scored(1.0, relabeled) == 3  # other answers are right
+    assert scored(1.0, relabeled) == 1
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_classical_denoising_gains(channels):
     """Smooth images, so that there is something to restore."""

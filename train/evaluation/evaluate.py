@@ -7,8 +7,10 @@ their number. What is kept of every image is its scores.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from train.data.base import Subset
-from train.data.cache import ArrayCache
+from train.data.cache import ArrayCache, file_sha256
 from train.degradations import CLASSICAL, Degradation, Remedy, fixed_seeds
 from train.evaluation.metrics import PSNR_CAP, Quality, image_quality
 from train.evaluation.scores import Scorer
@@ -30,6 +32,10 @@ READER = "reader_"  # in front of the keys of what an independent reader scores
 
 class Judge(Protocol):
     """A task of a VR, as far as an evaluation knows it."""
+
+    @property
+    def name(self) -> str:
+        """Of the task; no other one has it."""
 
     @property
     def masks(self) -> bool:
@@ -55,6 +61,22 @@ class Trained(Protocol):
     def judges(self) -> Sequence[tuple[Judge, nn.Module]]: ...
 
     def enhance(self, degraded: Tensor) -> Tensor: ...
+
+
+class Scored(NamedTuple):
+    """What a task of a VR scored on one kind of images.
+
+    :param result: over all images, by the scores' keys.
+    :param per_image: of every image by itself, ``float64 [N]`` each.
+    """
+
+    result: Mapping[str, float]
+    per_image: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, scorer: Scorer) -> Scored:
+        """What a scorer has gathered."""
+        return cls(scorer.result(), scorer.per_image())
 
 
 class Restored(NamedTuple):
@@ -141,7 +163,8 @@ def evaluate(
     """Scores all networks on all images of ``subset``.
 
     :param tiling: how large images are cut for IP and for segmentations (a diagnosis sees the whole image).
-    :param cache: keeps the scores of the classical remedies for the next run.
+    :param cache: keeps for the next run what does not depend on this one: the scores of the classical remedies, and
+        those that networks which no optimizer moves have on clean and on degraded images.
     :param readers: networks that took no part in the training, with their tasks.
     :param remedies: the names of those classical remedies that are tried, as far as the degradation has them.
     """
@@ -151,27 +174,39 @@ def evaluate(
         network.eval()
     tiling = tiling or Tiling()
     kinds = KINDS if trained.trains_ip else KINDS[:2]
-    scorers = [{kind: judge.scorer(subset) for kind in kinds} for _, judge, _ in judges]
+    found: dict[str, dict[str, Scored]] = {kind: {} for kind in kinds}
+    content = None
+    if cache is not None:
+        content = digest(subset, degrade)
+        for prefix, judge, network in judges:
+            if not any(parameter.requires_grad for parameter in network.parameters()):
+                for kind in KINDS[:2]:
+                    found[kind][prefix + judge.name] = known_scores(
+                        judge, network, subset, degrade, kind, content, device=device, tiling=tiling, cache=cache
+                    )
+    scorers = {
+        (kind, prefix + judge.name): (judge, network, judge.scorer(subset))
+        for prefix, judge, network in judges
+        for kind in kinds
+        if prefix + judge.name not in found[kind]
+    }
     degraded: list[Quality] = []
     enhanced: list[Quality] = []
-    content = hashlib.sha256()
     for shown in views(trained, subset, degrade, device=device, tiling=tiling):
-        _digest(content, shown.clean)
-        _digest(content, shown.given)
         degraded.append(image_quality(shown.degraded, shown.clean))
         if shown.enhanced is not None:
             enhanced.append(image_quality(shown.enhanced, shown.clean))
-        for (_, judge, network), each in zip(judges, scorers, strict=True):
-            for kind in kinds:
-                answer = forward(network, getattr(shown, kind), device=device, tiling=tiling if judge.masks else None)
-                each[kind].add(answer, shown.index)
+        for (kind, _), (judge, network, scorer) in scorers.items():
+            scorer.add(_answer(judge, network, getattr(shown, kind), device, tiling), shown.index)
+    for (kind, name), (_, _, scorer) in scorers.items():
+        found[kind][name] = Scored.of(scorer)
 
-    def gathered(found: Callable[[Scorer], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def gathered(which: Callable[[Scored], Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         return {
             kind: {
                 f"{prefix}{key}": value
-                for (prefix, _, _), each in zip(judges, scorers, strict=True)
-                for key, value in found(each[kind]).items()
+                for prefix, judge, _ in judges
+                for key, value in which(found[kind][prefix + judge.name]).items()
             }
             for kind in kinds
         }
@@ -180,13 +215,85 @@ def evaluate(
         degraded=_joined(degraded),
         enhanced=_joined(enhanced) if enhanced else None,
         remedies={
-            name: Restored(remedy.title, classical_quality(subset, degrade, remedy, content.hexdigest(), cache=cache))
+            name: Restored(remedy.title, classical_quality(subset, degrade, remedy, content, cache=cache))
             for name, remedy in degrade.remedies.items()
             if name in remedies
         },
-        scores=gathered(lambda scorer: scorer.result()) if judges else {},
-        per_image=gathered(lambda scorer: scorer.per_image()) if judges else {},
+        scores=gathered(lambda scored: scored.result) if judges else {},
+        per_image=gathered(lambda scored: scored.per_image) if judges else {},
     )
+
+
+def _answer(judge: Judge, network: nn.Module, images: Tensor, device: torch.device, tiling: Tiling) -> Tensor:
+    """What a VR says of images; only a segmentation can be had in tiles."""
+    return forward(network, images, device=device, tiling=tiling if judge.masks else None)
+
+
+def known_scores(
+    judge: Judge,
+    network: nn.Module,
+    subset: Subset,
+    degrade: Degradation,
+    kind: str,
+    content: str,
+    *,
+    device: torch.device,
+    tiling: Tiling,
+    cache: ArrayCache,
+) -> Scored:
+    """What a network that no run moves scores on images that no run changes: from the cache, or found out now.
+
+    A reader or a fixed VR would otherwise say the same of the same images in every run of a comparison, which is most
+    of what an evaluation takes.
+
+    :param kind: ``"clean"`` or ``"degraded"``.
+    :param content: what :func:`digest` says of the images.
+    """
+
+    def score() -> dict[str, np.ndarray]:
+        scorer = judge.scorer(subset)
+        for index in groups(subset):
+            clean, given = _degraded(subset, degrade, index)
+            images = clean if kind == "clean" else enlarged(given, degrade.scale)
+            scorer.add(_answer(judge, network, images, device, tiling), index)
+        found = Scored.of(scorer)
+        return {f"result-{key}": np.array(value) for key, value in found.result.items()} | {
+            f"image-{key}": value for key, value in found.per_image.items()
+        }
+
+    weights = hashlib.sha256()
+    for name, values in network.state_dict().items():
+        weights.update(name.encode())
+        _digest(weights, values.cpu())
+    key = {
+        "images": content,
+        "kind": kind,
+        "task": judge.name,
+        "network": repr(network),
+        "weights": weights.hexdigest(),
+        "tiles": repr(tiling),
+        "code": [file_sha256(Path(str(inspect.getsourcefile(each)))) for each in (type(judge), image_quality, forward)],
+        "torch": torch.__version__,
+    }
+    arrays = cache.arrays(f"scores-{judge.name}", key, score)
+
+    def named(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+
+    return Scored({name: float(value) for name, value in named("result-").items()}, named("image-"))
+
+
+def digest(subset: Subset, degrade: Degradation) -> str:
+    """Of all that is scored, and of what answers are compared with: clean and degraded images, labels and masks."""
+    content = hashlib.sha256()
+    for index in groups(subset):
+        for images in _degraded(subset, degrade, index):
+            _digest(content, images)
+        if subset.has_masks:
+            _digest(content, subset.masks_tensor(list(index)))
+    if subset.labels is not None:
+        _digest(content, torch.tensor(subset.labels))
+    return content.hexdigest()
 
 
 @torch.no_grad()
