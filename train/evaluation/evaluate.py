@@ -10,6 +10,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -163,8 +164,8 @@ def evaluate(
     """Scores all networks on all images of ``subset``.
 
     :param tiling: how large images are cut for IP and for segmentations (a diagnosis sees the whole image).
-    :param cache: keeps for the next run what does not depend on this one: the scores of the classical remedies, and
-        those that networks which no optimizer moves have on clean and on degraded images.
+    :param cache: keeps for the next run what does not depend on this one: the scores of degraded images and of the
+        classical remedies, and those that networks which no optimizer moves have on clean and on degraded images.
     :param readers: networks that took no part in the training, with their tasks.
     :param remedies: the names of those classical remedies that are tried, as far as the degradation has them.
     """
@@ -190,10 +191,8 @@ def evaluate(
         for kind in kinds
         if prefix + judge.name not in found[kind]
     }
-    degraded: list[Quality] = []
     enhanced: list[Quality] = []
     for shown in views(trained, subset, degrade, device=device, tiling=tiling):
-        degraded.append(image_quality(shown.degraded, shown.clean))
         if shown.enhanced is not None:
             enhanced.append(image_quality(shown.enhanced, shown.clean))
         for (kind, _), (judge, network, scorer) in scorers.items():
@@ -212,7 +211,7 @@ def evaluate(
         }
 
     return Evaluation(
-        degraded=_joined(degraded),
+        degraded=_quality(subset, degrade, partial(enlarged, scale=degrade.scale), ["bicubic"], content, cache),
         enhanced=_joined(enhanced) if enhanced else None,
         remedies={
             name: Restored(remedy.title, classical_quality(subset, degrade, remedy, content, cache=cache))
@@ -362,11 +361,29 @@ def classical_quality(
     :param cache: keeps the scores, which take seconds to minutes, for the next run on exactly these images.
     """
 
+    return _quality(
+        subset, degrade, remedy.restore, [remedy.title, str(degrade), dict(remedy.settings)], content, cache
+    )
+
+
+def _quality(
+    subset: Subset,
+    degrade: Degradation,
+    restore: Callable[[Tensor], Tensor],
+    remedy: Sequence[Any],
+    content: str | None,
+    cache: ArrayCache | None,
+) -> Quality:
+    """Scores of what ``restore`` makes of the degraded images.
+
+    :param remedy: JSON-able facts that say what ``restore`` does.
+    """
+
     def score() -> dict[str, np.ndarray]:
         parts: list[Quality] = []
         for index in groups(subset):
             clean, given = _degraded(subset, degrade, index)
-            parts.append(image_quality(remedy.restore(given), clean))
+            parts.append(image_quality(restore(given), clean))
         whole = _joined(parts)
         return {"psnr": whole.psnr.numpy(), "ssim": whole.ssim.numpy()}
 
@@ -374,11 +391,7 @@ def classical_quality(
     if cache is None:
         scores = score()
     else:
-        key: dict[str, Any] = {
-            "images": content,
-            "psnr cap": PSNR_CAP,
-            "remedy": [remedy.title, str(degrade), dict(remedy.settings)],
-        }
+        key: dict[str, Any] = {"images": content, "psnr cap": PSNR_CAP, "remedy": remedy}
         scores = cache.arrays("classical", key, score)
     return Quality(torch.tensor(scores["psnr"]), torch.tensor(scores["ssim"]))
 
