@@ -33,8 +33,9 @@ from train.settings.command_line import stored
 from train.settings.naming import identity, run_name
 from train.settings.sections import Data, known
 from train.strategies.auxiliary import AUXILIARIES, Auxiliary
+from train.strategies.base import IP
 from train.training.build import Experiment, build, build_auxiliaries, build_network
-from train.training.clean import READER_SEED, clean_weights
+from train.training.clean import READER_SEED, alone_weights, clean_weights
 from train.training.engine import Cadence, Engine
 from train.training.progress import Display, stop_on_signal, summary_writer
 
@@ -116,8 +117,8 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
         about = (resume and About.of(folder)) or About.made(settings, data, degrade, facts)
         # A checkpoint holds all weights: the files that the first ones came from need not be there any more.
         first = settings.change({"ip_weights": None, "vr_weights": None}) if resume else settings
-        clean = CleanVRs(settings, data, facts, device, display)
-        experiment = build(first, data, degrade, device=device, first={} if resume else clean.first())
+        prepared = Prepared(settings, data, facts, degrade, device, display)
+        experiment = build(first, data, degrade, device=device, first={} if resume else prepared.first())
         if settings.output.tensorboard:
             summary_writer()  # complains now, not after the folder is made
         if not resume:
@@ -147,7 +148,7 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
         if not finished:
             return result
         try:
-            metrics = finish(settings, data, experiment, engine, folder, about, clean.readers())
+            metrics = finish(settings, data, experiment, engine, folder, about, prepared.readers())
         except KeyboardInterrupt:
             return result
         return dataclasses.replace(result, metrics=metrics)
@@ -164,28 +165,38 @@ def on_validation(data: ImageData) -> ImageData:
 
 
 @dataclass(frozen=True)
-class CleanVRs:
-    """The VRs of a run that were trained on clean images, trained where the cache has not got them.
+class Prepared:
+    """What other trainings have prepared for a run, done now where the cache has not got it.
 
     :param facts: the fingerprint of the data.
+    :param degrade: what IP has to undo.
     :param display: shows the trainings.
     """
 
     settings: Settings
     data: ImageData
     facts: dict[str, Any]
+    degrade: Degradation
     device: torch.device
     display: Display
 
-    def first(self) -> dict[str, Any]:
-        """What VR begins with, by the keys of the roles; empty where it begins with random weights."""
-        settings = self.settings
-        if not settings.starts_clean:
-            return {}
-        return {
-            AUXILIARIES[name].role.key: self._weights(name, self._seed)  # type: ignore[attr-defined]
-            for name in settings.auxiliary.names
-        }
+    def first(self) -> dict[str, dict[str, torch.Tensor]]:
+        """What networks begin with, by the keys of their roles; those that begin with random weights are missing."""
+        settings, found = self.settings, {}
+        if settings.ip_starts_alone:
+            found[IP.key] = alone_weights(
+                settings,
+                self.data,
+                self.facts,
+                self.degrade,
+                device=self.device,
+                cache=ArrayCache(default_cache_dir()),
+                display=self.display,
+            )
+        if settings.starts_clean:
+            for name in settings.auxiliary.names:
+                found[AUXILIARIES[name].role.key] = self._weights(name, self._seed)  # type: ignore[attr-defined]
+        return found
 
     def readers(self) -> list[tuple[Auxiliary, torch.nn.Module]]:
         """The independent readers with their tasks; none where none was asked for."""

@@ -19,7 +19,7 @@ from train.data.base import ImageData
 from train.evaluation.attention import class_activation, class_score, guided_backpropagation
 from train.evaluation.evaluate import Shown, examples
 from train.evaluation.statistics import interval
-from train.experiment import CleanVRs, choose_device, load_data, look_up, on_validation
+from train.experiment import Prepared, choose_device, load_data, look_up, on_validation
 from train.outputs.figures import (
     Course,
     Point,
@@ -166,7 +166,7 @@ class _Painter:
             f"The test image {name}, of median PSNR under {enhancing[0].job.arm}, as each arm (seed {self.seed}) "
             "enhances it; below, the framed part enlarged, and the absolute error on one scale.",
         )
-        readers = CleanVRs(settings, data, self._facts(enhancing[0]), device, self.display).readers()
+        readers = Prepared(settings, data, self._facts(enhancing[0]), degrade, device, self.display).readers()
         if readers and all(task.can_score(data.test) for task, _ in readers):
             self._attention(readers, data, place, seen, enhanced, device)
         self._guided(readers, data, place, seen, networks, device)

@@ -24,17 +24,20 @@ CAPPED_SOFT = Arm("capped soft", {"strategy": "gradprom-capped-soft", **ALONG})
 
 ISIC: Overrides = {"dataset": "isic2018", "channels": 3}
 
-WHOLE_IMAGES: Overrides = {"crop": 128, "batch_size": 4}
+WHOLE_IMAGES: Overrides = {"crop": 128, "batch_size": 2}
 """Of 128 px. A diagnosis is of an image: a crop of it need not show the finding."""
 
-SMALL_IP: Overrides = {"ip.blocks": 4, "ip.features": 16, "epochs": 1000}
-"""An SR-ResNet that two cores train in a minute. The number of steps ends the training, not that of epochs."""
+GOOD_IP: Overrides = {"ip": "drunet", "ip_start": "alone", "lr": 5e-4, "epochs": 1000}
+"""A DRUNet that has learned to restore alone, and is better than the classical remedies when VR joins: what VR can add
+to a network that still learns the first things is of no use to anybody. The number of steps ends the training, not that
+of epochs."""
 
 SHARED_VRS: Overrides = {"clean_seed": 0}
 """All seeds share one VR of clean images to begin with, and one reader: each costs minutes."""
 
-QUICK_CT: Overrides = {**WHOLE_IMAGES, **SMALL_IP, **SHARED_VRS, "max_steps": 200}
-QUICK_ISIC: Overrides = {**WHOLE_IMAGES, **SMALL_IP, **SHARED_VRS, "max_steps": 200, "clean_epochs": 3}
+QUICK: Overrides = {**WHOLE_IMAGES, **GOOD_IP, **SHARED_VRS, "max_steps": 200}
+QUICK_CT: Overrides = QUICK
+QUICK_ISIC: Overrides = {**QUICK, "seg.features": 8, "clean_epochs": 3}
 
 LAMBDAS = Tuning("aux_weight", ((1e-3,), (1e-2,), (1e-1,)))
 

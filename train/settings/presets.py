@@ -8,7 +8,14 @@ from typing import Any
 from train.settings.sections import Settings
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"srresnet.blocks": 4, "srresnet.features": 32},
+    "quick": {
+        "srresnet.blocks": 4,
+        "srresnet.features": 32,
+        "drunet.features": 32,
+        "drunet.levels": 3,
+        "drunet.blocks": 1,
+        "drunet.unshuffle": 2,
+    },
     "paper": {
         "size": 256,
         "srresnet.blocks": 16,

@@ -134,6 +134,13 @@ class Network(Section):
     ip_weights: Path | None = setting(
         None, "First weights of IP: a safetensors file, such as weights.safetensors of a run.", concerns="ip"
     )
+    ip_start: Literal["fresh", "alone"] = setting(
+        "fresh",
+        "fresh: IP begins with random weights. alone: with those of an IP that was trained without VR, with the batch "
+        "size, the crops and the learning rate of the preset; they are kept in the cache.",
+        concerns="ip",
+    )
+    alone_steps: int = setting(1500, "Steps of that training (--ip-start alone).", least=1, concerns="alone")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -398,6 +405,8 @@ class Settings:
             )
         if self.starts_clean and self.auxiliary.vr_weights is not None:
             raise RunError("--vr-start clean and --vr-weights both say what VR begins with; leave one out")
+        if self.ip_starts_alone and self.network.ip_weights is not None:
+            raise RunError("--ip-start alone and --ip-weights both say what IP begins with; leave one out")
 
     @property
     def vr_update(self) -> VRUpdate:
@@ -408,6 +417,11 @@ class Settings:
     def starts_clean(self) -> bool:
         """Whether VR begins with weights that were learned on clean images."""
         return "vr_start" in self.method.kind.settings and self.auxiliary.vr_start == "clean"
+
+    @property
+    def ip_starts_alone(self) -> bool:
+        """Whether IP begins with weights that were learned without VR."""
+        return self.method.kind.trains_ip and self.network.ip_start == "alone"
 
     @property
     def needs_clean_vr(self) -> bool:
@@ -450,6 +464,8 @@ class Settings:
         about = set(kind.settings)
         if kind.trains_ip:
             about.add("ip")
+        if self.ip_starts_alone:
+            about.add("alone")
         if "vr_loss" in about:
             must_know = self.vr_update != "train" or self.auxiliary.vr_loss == "unsupervised"
             if must_know and not self.starts_clean:

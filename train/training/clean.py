@@ -1,12 +1,16 @@
-"""VRs that have learned from clean images: what a fixed VR begins with, and the independent reader. Trained once, then
-kept in the cache under a key of everything they depend on."""
+"""Trainings that a run stands on, each done once and kept in the cache under a key of everything that it depends on.
+
+A VR that has learned from clean images is what a fixed VR begins with, and the independent reader. An IP that was
+trained alone is what IP begins with where a comparison asks what VR can add to a good one.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,13 +18,15 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-import models
+import models.drunet.network
+import models.srresnet.network
 from train import losses
 from train.data.base import ImageData
 from train.data.cache import ArrayCache, file_sha256
-from train.degradations import Gaussian
+from train.degradations import Degradation, Gaussian
 from train.outputs.run_folder import RunFolder
 from train.settings.naming import identity
+from train.settings.presets import preset_settings
 from train.settings.sections import Settings
 from train.training import augment, batches
 from train.training.build import build
@@ -30,7 +36,8 @@ from train.training.progress import Display, stop_on_signal
 READER_SEED = 1000
 """What is added to a run's seed to have that of its reader: it must not be the VR that the run began with."""
 
-_CODE = (augment, batches, losses, models.resnet, models.unet)
+_VR_CODE = (augment, batches, losses, models.resnet, models.unet)
+_IP_CODE = (augment, batches, losses, models.drunet.network, models.srresnet.network)
 _NOTHING = Gaussian(0.0)
 
 
@@ -49,6 +56,7 @@ def clean_settings(settings: Settings, auxiliary: str, seed: int) -> Settings:
             "vr_weights": None,
             "vr_start": "fresh",
             "label_smoothing": clean.clean_smoothing if auxiliary == "dia" else 0.0,
+            "ip_start": "fresh",
             "strategy": "vr-only",
             "train_on": "clean",
             "gate": None,
@@ -92,17 +100,105 @@ def clean_weights(
     :raises KeyboardInterrupt: a signal asked to stop.
     """
     own = clean_settings(settings, auxiliary, seed)
+    return _weights(
+        own,
+        data,
+        facts,
+        _NOTHING,
+        label=f"vr-{settings.data.dataset}-{auxiliary}",
+        said="VR on clean images",
+        code=_VR_CODE,
+        device=device,
+        cache=cache,
+        display=display,
+    )
+
+
+def alone_settings(settings: Settings) -> Settings:
+    """The settings of the training of an IP alone: those of ``--strategy ip-only`` and of the preset, for the task, the
+    data, the network and the seed of the run that begins with it."""
+    usual = preset_settings(settings.preset).training
+    return settings.change(
+        {
+            **{name: getattr(usual, name) for name in ("batch_size", "crop", "lr", "augment")},
+            "strategy": "ip-only",
+            "gate": None,
+            "threshold": 0.0,
+            "ip_start": "fresh",
+            "epochs": settings.network.alone_steps,
+            "max_steps": settings.network.alone_steps,
+            "reader": False,
+            "evaluate_on": "test",
+            "resume": None,
+        }
+    )
+
+
+def alone_weights(
+    settings: Settings,
+    data: ImageData,
+    facts: Mapping[str, Any],
+    degrade: Degradation,
+    *,
+    device: torch.device,
+    cache: ArrayCache,
+    display: Display,
+) -> dict[str, Tensor]:
+    """The weights of an IP that was trained without VR, from the cache or trained now.
+
+    :param settings: of the run that needs it.
+    :param facts: the fingerprint of the data.
+    :param degrade: what IP has to undo.
+    :param display: shows the training.
+    :raises RunError: it cannot be trained with these settings.
+    :raises KeyboardInterrupt: a signal asked to stop.
+    """
+    return _weights(
+        alone_settings(settings),
+        data,
+        facts,
+        degrade,
+        label=f"ip-{settings.data.dataset}",
+        said="IP alone",
+        code=_IP_CODE,
+        device=device,
+        cache=cache,
+        display=display,
+    )
+
+
+def _weights(
+    own: Settings,
+    data: ImageData,
+    facts: Mapping[str, Any],
+    degrade: Degradation,
+    *,
+    label: str,
+    said: str,
+    code: Sequence[ModuleType],
+    device: torch.device,
+    cache: ArrayCache,
+    display: Display,
+) -> dict[str, Tensor]:
+    """The weights of the one network of a training, from the cache or trained now.
+
+    :param own: the settings of that training.
+    :param label: of the entry in the cache.
+    :param said: what is trained, in words.
+    :param code: what else than the settings decides the weights.
+    """
     key = {
-        "run": identity(own, facts, degradation=str(_NOTHING)),
-        "code": [file_sha256(Path(str(module.__file__))) for module in _CODE],
+        "run": identity(own, facts, degradation=str(degrade)),
+        "code": [file_sha256(Path(str(module.__file__))) for module in code],
         "torch": torch.__version__,
     }
 
     def train() -> dict[str, np.ndarray]:
-        experiment = build(own, data, _NOTHING, device=device)
+        experiment = build(own, data, degrade, device=device)
         (role,) = experiment.strategy.roles
-        experiment.phases[:] = [each._replace(title="training VR on clean images") for each in experiment.phases]
-        display.announce(f"Training VR ({role.name}, seed {seed}) on clean images, once: it is kept in the cache.")
+        experiment.phases[:] = [each._replace(title=f"training {said}") for each in experiment.phases]
+        seed = own.training.seed
+        display.announce(f"Training {said} ({role.name}, seed {seed}), once: it is kept in the cache.")
         with tempfile.TemporaryDirectory() as scratch:
             display.begin(experiment.strategy.measures, batch_size=experiment.batch_size, events=None)
             # A checkpoint at the end alone: a training of minutes that is interrupted begins again.
@@ -116,5 +212,5 @@ def clean_weights(
         weights = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
         return {"weights": np.frombuffer(weights, np.uint8)}
 
-    found = cache.arrays(f"vr-{settings.data.dataset}-{auxiliary}", key, train)
+    found = cache.arrays(label, key, train)
     return load(found["weights"].tobytes())
