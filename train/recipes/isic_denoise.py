@@ -20,9 +20,11 @@ SIGMAS = (0.1, 0.2, 0.3)
 
 def _condition(sigma: float, aux: str, loss: str) -> Condition:
     # Preset quick has one noise level and one task: those at which a fixed VR was seen to help in pilot runs.
+    # Without labels VR cannot learn its task from the enhanced images, so that one which learns along knows it already.
+    start = {"vr_start": "clean"} if loss == "unsupervised" else {}
     return Condition(
         f"sigma {sigma}, {aux}, {loss}",
-        {"sigma": sigma, "aux": aux, "vr_loss": loss},
+        {"sigma": sigma, "aux": aux, "vr_loss": loss, **start},
         paper_only=(sigma, aux) != (0.2, "seg"),
     )
 
