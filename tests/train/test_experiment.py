@@ -95,6 +95,46 @@ def test_first_weights_of_a_run(tmp_path):
     assert again | {"seconds": 0} == result.metrics | {"seconds": 0}
 
 
+ALONE = {"alone_steps": 5, "alone_lr": 3e-3, "alone_batch_size": 3, "alone_crop": 10}
+
+
+def test_an_ip_that_was_trained_alone(capsys):
+    """Is that of a run of its own, trained once for each seed and task, and moved by what follows."""
+
+    def weights_of(result: RunResult) -> dict[str, torch.Tensor]:
+        return {k: v for k, v in load_file(result.folder / "weights.safetensors").items() if k.startswith("ip.")}
+
+    own = {"lr": 3e-3, "batch_size": 3, "crop": 10, "epochs": 5, "max_steps": 5}
+    expected = weights_of(do_run(config(strategy="ip-only", **own)))
+    # A learning rate this small moves a float32 by less than its last digit.
+    still = {"ip_start": "alone", **ALONE, "lr": 1e-30}
+    begun = do_run(config(**still))
+    assert weights_of(begun).keys() == expected.keys()
+    for name, values in expected.items():
+        assert torch.equal(weights_of(begun)[name], values), name
+
+    said = "Training IP alone"
+    for changes, trained in [
+        ({}, True),
+        ({"strategy": "ip-only"}, False),
+        ({"seed": 1}, True),
+        ({"sigma": 0.3}, True),
+        ({"alone_steps": 4}, True),
+    ]:
+        capsys.readouterr()
+        assert main(arguments(ip_start="alone", **ALONE | {"alone_steps": 3} | changes)) == 0
+        shown = capsys.readouterr()
+        assert (said in shown.out + shown.err) == trained, changes
+
+
+def test_an_ip_begins_in_one_way(elsewhere, tmp_path):
+    with pytest.raises(RunError, match="--ip-start alone and --ip-weights both say"):
+        config(ip_start="alone", alone_crop=16, ip_weights=tmp_path / "weights.safetensors")
+    with pytest.raises(RunError, match="--alone-crop 64 does not fit into images of --size"):
+        config(ip_start="alone")
+    config(strategy="vr-only", ip_start="alone", aux="dia")  # there is no IP
+
+
 def test_bare_names_of_the_only_network():
     do_run(config(max_steps=1, out=Path("first"), strategy="ip-only"))
     weights = load_file("first/weights.safetensors")

@@ -299,7 +299,8 @@ def shown_help(*argv: str) -> str:
 
 
 EVERYWHERE = {name for name, field in FIELDS.items() if not field.metadata["concerns"]}
-ADVISED = {"ip", "ip_weights", "aux", "vr_weights", "aux_weight", "vr_update", "vr_loss", "vr_start", "lr", "vr_lr"}
+IP = {"ip", "ip_weights", "ip_start", "lr"}
+ADVISED = IP | {"aux", "vr_weights", "aux_weight", "vr_update", "vr_loss", "vr_start", "vr_lr"}
 DIA = {"vr", "label_smoothing"}
 GATED = {"gate", "threshold", "granularity", "aux_cap"}
 CLEAN = {f"clean_{name}" for name in ("epochs", "lr", "batch_size", "crop", "augment", "smoothing", "seed")}
@@ -309,10 +310,15 @@ CLEAN = {f"clean_{name}" for name in ("epochs", "lr", "batch_size", "crop", "aug
     ("argv", "names", "options"),
     [
         ([], ADVISED | DIA | GATED, {"--ip.blocks"}),
-        (["--strategy", "ip-only"], {"ip", "ip_weights", "lr"}, {"--ip.blocks"}),
+        (["--strategy", "ip-only"], IP, {"--ip.blocks"}),
+        (
+            ["--strategy", "ip-only", "--ip-start", "alone"],
+            IP | {"alone_steps", "alone_lr", "alone_batch_size", "alone_crop"},
+            {"--ip.blocks"},
+        ),
         (
             ["--strategy", "ip-only", "--reader"],
-            {"ip", "ip_weights", "aux", "vr_weights", "lr", "vr_lr"} | DIA | CLEAN,
+            IP | {"aux", "vr_weights", "vr_lr"} | DIA | CLEAN,
             {"--ip.blocks"},
         ),
         (["--strategy", "vr-only"], {"aux", "vr_weights", "train_on", "vr_lr"} | DIA, set()),

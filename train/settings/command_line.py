@@ -33,7 +33,7 @@ PRESET_HELP = (
 )
 _SHORT = {"--blocks": "--ip.blocks", "--features": "--ip.features"}  # as they were called when there was one IP
 # What decides which flags there are.
-_CHOICES = ("strategy", "aux", "vr_update", "vr_loss", "vr_start", *NETWORKS)
+_CHOICES = ("strategy", "aux", "vr_update", "vr_loss", "vr_start", "ip_start", *NETWORKS)
 
 
 def parse(argv: Sequence[str]) -> Settings:

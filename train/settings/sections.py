@@ -136,11 +136,10 @@ class Network(Section):
     )
     ip_start: Literal["fresh", "alone"] = setting(
         "fresh",
-        "fresh: IP begins with random weights. alone: with those of an IP that was trained without VR, with the batch "
-        "size, the crops and the learning rate of the preset; they are kept in the cache.",
+        "fresh: IP begins with random weights. alone: with those of an IP that was trained without VR and is kept in "
+        "the cache.",
         concerns="ip",
     )
-    alone_steps: int = setting(1500, "Steps of that training (--ip-start alone).", least=1, concerns="alone")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -300,6 +299,16 @@ class Training(Section):
 
 
 @dataclass(frozen=True)
+class Alone(Section):
+    """How the IP of ``--ip-start alone`` was trained, whatever becomes of it in this run."""
+
+    alone_steps: int = setting(1500, "Steps.", least=1, concerns="alone")
+    alone_lr: float = setting(2e-3, "Its highest learning rate, same course.", above=0, concerns="alone")
+    alone_batch_size: int = setting(8, "Crops per step.", least=1, concerns="alone")
+    alone_crop: int = setting(64, "Side of its crops in pixels.", least=1, concerns="alone")
+
+
+@dataclass(frozen=True)
 class Clean(Section):
     """How a VR learns from clean images, whatever IP is trained on: that of ``--vr-start clean``, and the reader."""
 
@@ -391,12 +400,15 @@ class Settings:
     auxiliary: Auxiliary = field(default_factory=Auxiliary)
     method: Method = field(default_factory=Method)
     training: Training = field(default_factory=Training)
+    alone: Alone = field(default_factory=Alone)
     clean: Clean = field(default_factory=Clean)
     evaluation: Evaluation = field(default_factory=Evaluation)
     output: Output = field(default_factory=Output)
 
     def __post_init__(self) -> None:
-        for name, crop in (("crop", self.training.crop), ("clean_crop", self.clean.clean_crop)):
+        alone = self.alone.alone_crop if self.ip_starts_alone else None
+        crops = {"crop": self.training.crop, "alone_crop": alone, "clean_crop": self.clean.clean_crop}
+        for name, crop in crops.items():
             if self.data.size is not None and crop is not None and crop > self.data.size:
                 raise RunError(f"{flag(name)} {crop} does not fit into images of --size {self.data.size}")
         if self.needs_clean_vr and self.data.size is None and self.clean.clean_crop is None:
@@ -507,6 +519,7 @@ SECTIONS: dict[str, type[Any]] = {
     "auxiliary": Auxiliary,
     "method": Method,
     "training": Training,
+    "alone": Alone,
     "clean": Clean,
     "evaluation": Evaluation,
     "output": Output,

@@ -26,7 +26,6 @@ from train.data.cache import ArrayCache, file_sha256
 from train.degradations import Degradation, Gaussian
 from train.outputs.run_folder import RunFolder
 from train.settings.naming import identity
-from train.settings.presets import preset_settings
 from train.settings.sections import Settings
 from train.training import augment, batches
 from train.training.build import build
@@ -115,18 +114,21 @@ def clean_weights(
 
 
 def alone_settings(settings: Settings) -> Settings:
-    """The settings of the training of an IP alone: those of ``--strategy ip-only`` and of the preset, for the task, the
-    data, the network and the seed of the run that begins with it."""
-    usual = preset_settings(settings.preset).training
+    """The settings of the training of an IP alone: those of ``--strategy ip-only``, for the task, the data, the network
+    and the seed of the run that begins with it."""
+    alone = settings.alone
     return settings.change(
         {
-            **{name: getattr(usual, name) for name in ("batch_size", "crop", "lr", "augment")},
             "strategy": "ip-only",
             "gate": None,
             "threshold": 0.0,
             "ip_start": "fresh",
-            "epochs": settings.network.alone_steps,
-            "max_steps": settings.network.alone_steps,
+            "lr": alone.alone_lr,
+            "batch_size": alone.alone_batch_size,
+            "crop": alone.alone_crop,
+            "epochs": alone.alone_steps,  # as many as can be: an epoch has at least one step
+            "max_steps": alone.alone_steps,
+            "augment": False,
             "reader": False,
             "evaluate_on": "test",
             "resume": None,
