@@ -348,8 +348,15 @@ def test_step_log_reads_back_what_it_was_told(tmp_path):
     np.testing.assert_array_equal(columns["step"], [1, 2, 3])
     np.testing.assert_array_equal(columns["cosine"], [math.nan, -0.25, 0.75])
     np.testing.assert_array_equal(columns["skipped"], [math.nan, 1, 0])
+    left = StepLog.left_by_a_run(log.path).read(phase="train")
+    assert left.keys() == columns.keys()
+    for name, values in columns.items():
+        np.testing.assert_array_equal(left[name], values[1:])
     log.truncate(2)
     np.testing.assert_array_equal(log.read()["step"], [1, 2])
+    (tmp_path / "other.csv").write_text("image,psnr\n")
+    with pytest.raises(RunError, match=r"other\.csv is no step log"):
+        StepLog.left_by_a_run(tmp_path / "other.csv")
 
 
 def test_what_was_not_declared_is_no_measurement(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from train.comparison.plan import Job, Plan
-from train.errors import RunError, reason
+from train.errors import RunError
 from train.evaluation.statistics import difference, holm, interval
 from train.files import read_json
 from train.outputs.provenance import provenance
@@ -50,6 +49,8 @@ def read_records(jobs: Sequence[Job], out: Path) -> list[Record]:
 
     :raises RunError: a file is missing or damaged, or runs were made from different data.
     """
+    from train.training.step_log import StepLog  # which imports PyTorch
+
     records: list[Record] = []
     data: dict[str, tuple[Any, Path]] = {}
     for job in jobs:
@@ -64,24 +65,9 @@ def read_records(jobs: Sequence[Job], out: Path) -> list[Record]:
                 f"{where} and {folder.path} were made from different data (see data.json in both); remove the one "
                 "whose data are not those you mean"
             )
-        records.append(Record(job, folder.path, metrics, tuple(names), images, read_steps(folder)))
+        steps = StepLog.left_by_a_run(folder.steps).read(phase="train")
+        records.append(Record(job, folder.path, metrics, tuple(names), images, steps))
     return records
-
-
-def read_steps(folder: RunFolder) -> dict[str, np.ndarray]:
-    """What was measured at every step of IP's training, ``float64 [steps]`` each, NaN where there was nothing.
-
-    :raises RunError: the step log is missing or damaged.
-    """
-    try:
-        with folder.steps.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file, strict=True) if row["phase"] == "train"]
-        names = [name for name in (rows[0] if rows else {}) if name not in ("step", "phase")]
-        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
-    except OSError as error:
-        raise RunError(f"{folder.steps} cannot be read: {reason(error)}") from error
-    except (KeyError, ValueError, TypeError, csv.Error) as error:
-        raise RunError(f"{folder.steps} is damaged ({error}); remove the folder, and its run is done again") from error
 
 
 def results(plan: Plan, records: Sequence[Record], chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,11 +68,21 @@ def _time(seconds: float) -> str:
 
 
 def estimate(jobs: Sequence[Job]) -> float:
-    """Seconds that the jobs take on this machine, one after the other, with each VR of clean images counted once."""
-    total, clean = 0.0, set()
+    """Seconds that the jobs take on this machine, one after the other; what they share is counted once: VRs of clean
+    images, and IPs that were trained alone."""
+    from train.training.clean import alone_settings
+
+    total = 0.0
+    alone: set[Any] = set()
+    clean: set[Any] = set()
     for job in jobs:
         settings = job.settings
-        total += _BESIDES + _steps(settings) * _step(settings) / speed()
+        total += _BESIDES + (_steps(settings) * _step(settings) + _evaluation(settings)) / speed()
+        start = (settings.training.seed, settings.degradation, settings.data, settings.network)
+        if settings.ip_starts_alone and start not in alone:
+            alone.add(start)
+            own = alone_settings(settings)
+            total += _steps(own) * _step(own) / speed()
         for auxiliary in settings.auxiliary.names if settings.needs_clean_vr else ():
             for kind in ("start",) * settings.starts_clean + ("reader",) * settings.evaluation.reader:
                 seed = settings.training.seed if settings.clean.clean_seed is None else settings.clean.clean_seed
@@ -85,6 +95,9 @@ def estimate(jobs: Sequence[Job]) -> float:
 
 IMAGES = {"covidct": 425, "isic2018": 1815, "camus": 1260, "lizard": 1000, "drimdb": 150}
 """Training images of a data set, about: an estimate must not have to decode them."""
+
+TESTED = {"covidct": 203, "isic2018": 519, "camus": 360, "lizard": 300, "drimdb": 40}
+"""Its test images; of the validation images there are about half as many."""
 
 
 def _steps(settings: Settings) -> int:
@@ -108,6 +121,22 @@ def _step(settings: Settings) -> float:
         vr = _operations(settings, "vr" if auxiliary == "dia" else "seg", training.crop)
         total += 2 * ip + 3 * vr
     return total * training.batch_size
+
+
+def _evaluation(settings: Settings) -> float:
+    """Operations of an evaluation. What a fixed VR and the reader say of clean and degraded images is kept in the cache
+    after the first run, which is left out."""
+    kind, side = settings.method.kind, settings.data.size or 128
+    images = TESTED.get(settings.data.dataset, 200)
+    if settings.evaluation.evaluate_on == "val":
+        images //= 2
+    total = _operations(settings, "ip", side) if kind.trains_ip else 0.0
+    for auxiliary in settings.auxiliary.names:
+        vr = _operations(settings, "vr" if auxiliary == "dia" else "seg", side)
+        total += vr * settings.evaluation.reader
+        if kind.uses_auxiliaries:
+            total += vr * (1 if settings.vr_update == "fixed" else 3)
+    return total * images
 
 
 def _operations(settings: Settings, key: str, side: int) -> float:

@@ -37,6 +37,21 @@ class StepLog:
         self.header = ",".join(self.columns) + "\n"
         self._waiting: list[tuple[int, str, tuple[str, ...], Tensor, float]] = []
 
+    @classmethod
+    def left_by_a_run(cls, path: Path) -> StepLog:
+        """The log that a run has left, with the columns that it has.
+
+        :raises RunError: the file cannot be read, or is none.
+        """
+        try:
+            with path.open(encoding="utf-8-sig", errors="replace") as file:
+                columns = file.readline().strip().split(",")
+        except OSError as error:
+            raise RunError(f"the step log {path} cannot be read: {reason(error)}") from error
+        if (columns[:2], columns[2:][-1:]) != (["step", "phase"], ["lr"]):
+            raise RunError(f"{path} is no step log: it must begin with the columns step and phase, and end with lr")
+        return cls(path, [Measure(name) for name in columns[2:-1]])
+
     def add(self, step: int, phase: str, found: Measurements, lr: float) -> None:
         """Notes a step without waiting for the device.
 
@@ -99,12 +114,14 @@ class StepLog:
         rows = self._rows(step)
         write_file(self.path, "".join([self.header, *(f"{','.join(row)}\n" for row in rows)]).encode())
 
-    def read(self) -> dict[str, np.ndarray]:
+    def read(self, phase: str | None = None) -> dict[str, np.ndarray]:
         """What was measured, ``float64 [steps]`` each, NaN in empty cells; with the column ``step``.
 
+        :param phase: only in the phase of this name.
         :raises RunError: the file has been damaged; the message names the line.
         """
         rows = [dict(zip(self.columns, row, strict=True)) for row in self._rows()]
+        rows = [row for row in rows if phase in (None, row["phase"])]
         return {name: np.array([float(row[name] or "nan") for row in rows]) for name in ("step", *self.measured)}
 
     def _rows(self, until: int | None = None) -> list[list[str]]:
