@@ -266,8 +266,8 @@ def test_runs_side_by_side_are_the_same_runs(done: Path, tmp_path: Path) -> None
     """In processes of their own, which do not know the data set of these tests: a recipe of the package's is used."""
     common = [
         "--recipe", "covidct-denoise", "--set", "source=phantom", "--set", "size=32", "--set", "crop=16",
-        "--set", "reader=false", "--set", "ip.features=4", "--set", "aux_weight=0.01", "--max-steps", "2",
-        "--seeds", "0", "--strategies", "ip-only,gradprom",
+        "--set", "reader=false", "--set", "ip.features=4", "--set", "ip_start=fresh", "--set", "aux_weight=0.01",
+        "--max-steps", "2", "--seeds", "0", "--strategies", "ip-only,gradprom",
     ]  # fmt: skip
     found = []
     for jobs in ("1", "2"):
