@@ -8,11 +8,13 @@ from typing import Any
 from train.settings.sections import Settings
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"srresnet.blocks": 4, "srresnet.features": 32},
+    "quick": {"srresnet.blocks": 4, "srresnet.features": 32, "iconet.blocks": 4, "iconet.features": 32},
     "paper": {
         "size": 256,
         "srresnet.blocks": 16,
         "srresnet.features": 64,
+        "iconet.blocks": 8,
+        "iconet.features": 64,
         "vr": "resnet50",
         "lr": 3e-4,
         "vr_lr": 2e-4,
