@@ -24,7 +24,7 @@ from train.data import ImageData, Subset
 from train.data.base import UNKNOWN
 from train.data.fingerprint import differences, fingerprint
 from train.data.phantoms.chest_ct import chest_slice
-from train.degradations import Degradation, Gaussian, fixed_seeds, parse
+from train.degradations import Degradation, fixed_seeds, parse
 from train.outputs.run_folder import RunFolder
 from train.strategies import Strategy, strategy_class
 from train.strategies.auxiliary import AUXILIARIES
@@ -617,14 +617,18 @@ def _check_without_weight(name: str, auxiliaries: Sequence[str], ip_aux: Sequenc
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-def check_checkpoints(name: str, aux: str, folder: Path) -> None:
-    """Stopped in the midst of each phase and taken up by objects that know nothing of it, a run ends as a whole one."""
+def check_checkpoints(name: str, aux: str, folder: Path, **changes: Any) -> None:
+    """Stopped in the midst of each phase and taken up by objects that know nothing of it, a run ends as a whole one.
+
+    :param changes: of the settings.
+    """
 
     def make(where: str) -> Engine:
-        settings = tiny.config(strategy=name, aux=aux, seg="tiny")
+        settings = tiny.config(strategy=name, aux=aux, seg="tiny", **changes)
         (folder / where).mkdir(exist_ok=True)
         data = tiny.with_masks(tiny.image_data())
-        experiment = build(settings, data, Gaussian(0.1), device=torch.device("cpu"))
+        degrade = parse(settings.degradation.task, sigma=settings.degradation.sigma)
+        experiment = build(settings, data, degrade, device=torch.device("cpu"))
         return Engine(experiment, RunFolder(folder / where), Cadence(log_every=1), begun=0.0)
 
     class StopAt(Stop):

@@ -156,3 +156,9 @@ def test_what_becomes_of_vr(update: str, loss: str, start: str, auxiliaries: tup
 @pytest.mark.parametrize(("name", "aux"), [(name, "dia") for name in STRATEGIES] + [("frozen", "dia,seg")])
 def test_checkpoints(name: str, aux: str, tmp_path: Path) -> None:
     check_checkpoints(name, aux, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ip-only", "gradprom", "frozen"])
+def test_checkpoints_of_an_ip_that_owns_its_loss(name: str, tmp_path: Path) -> None:
+    changes = {"ip": "iconet", "ip.features": 4, "ip.blocks": 1, "ip_aux": "rec", "task": "joint2", "crop": 16}
+    check_checkpoints(name, "dia", tmp_path, **changes)
