@@ -110,12 +110,12 @@ def test_files_of_fastmri(tmp_path):
     with h5py.File(raw, "a") as file:
         file["ismrmrd_header"] = (
             b'<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding><encodedSpace><matrixSize><x>12</x><y>10</y>'
-            b"</matrixSize></encodedSpace><reconSpace><matrixSize><x>6</x><y>4</y></matrixSize></reconSpace></encoding>"
+            b"</matrixSize></encodedSpace><reconSpace><matrixSize><x>6</x><y>20</y></matrixSize></reconSpace></encoding>"
             b"</ismrmrdHeader>"
         )
     about = facts(raw)
     pixels = VolumeSlice(raw, None, 2, about.low, about.white).read(1)[..., 0]
-    np.testing.assert_allclose(pixels, (images[2, 3:9, 3:7] / about.white).clip(0, 1), atol=1e-5)
+    np.testing.assert_allclose(pixels, (images[2, 3:9] / about.white).clip(0, 1), atol=1e-5)
 
 
 def test_coils_are_combined():

@@ -182,7 +182,8 @@ def _through_plane(nibabel: Any, image: Any, shape: Sequence[int]) -> int:
     widest = int(zooms.argmax())
     if zooms[widest] > 1.01 * np.sort(zooms)[1]:
         return widest
-    return next(axis for axis, code in enumerate(nibabel.aff2axcodes(image.affine)) if code in ("S", "I"))
+    codes = nibabel.aff2axcodes(image.affine)
+    return next((axis for axis, code in enumerate(codes) if code in ("S", "I")), 2)  # 2: a header without directions
 
 
 def _fastmri(h5py: Any, path: Path) -> np.ndarray:
@@ -204,10 +205,9 @@ def _fastmri(h5py: Any, path: Path) -> np.ndarray:
     images = root_sum_of_squares(kspace)
     if header is None:
         return images
-    rows, columns = _recon_size(path, header)
+    # Some scans have fewer columns than the image that the header tells of.
+    rows, columns = np.minimum(_recon_size(path, header), images.shape[1:])
     top, left = (images.shape[1] - rows) // 2, (images.shape[2] - columns) // 2
-    if min(top, left) < 0:
-        raise DataError(f"{path}: its header tells of {rows} x {columns} pixels, more than its k-space has")
     return images[:, top : top + rows, left : left + columns]
 
 
