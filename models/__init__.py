@@ -4,7 +4,8 @@ Plain ``nn.Module`` classes behind three registries; nothing here knows about Gr
 with a registered factory, imported below, and its options (if it has any) as a frozen dataclass in that file. The
 command line reads the options before PyTorch is imported: layers of one's own go into a file that the factory imports.
 
-* IP: ``f(options, *, channels, scale)``, ``[N, C, H, W] -> [N, C, H * scale, W * scale]``
+* IP: ``f(options, *, channels, scale)``, ``[N, C, H, W] -> [N, C, H * scale, W * scale]``; one that owns its loss has
+  ``training_loss`` besides (:mod:`models.training`)
 * VR (diagnosis): ``f(options, *, channels, num_classes)``, ``[N, C, H, W] -> logits [N, num_classes]``
 * SEG (segmentation): ``f(options, *, channels, num_classes)``, ``[N, C, H, W] -> logits [N, num_classes, H, W]``
 """
@@ -17,7 +18,8 @@ IP = Networks("IP network")
 VR = Networks("VR network")
 SEG = Networks("segmentation network")
 
-from models import drunet, resnet, srresnet, unet  # noqa: E402  (the files register themselves in the registries above)
+# The files register themselves in the registries above.
+from models import drunet, iconet, resnet, srresnet, unet  # noqa: E402
 
 __all__ = [
     "IP",
@@ -28,6 +30,7 @@ __all__ = [
     "Registry",
     "UnknownNameError",
     "drunet",
+    "iconet",
     "resnet",
     "srresnet",
     "unet",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -80,16 +80,19 @@ class Networks(Registry["nn.Module"]):
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
         self._options: dict[str, type] = {}
+        self._terms: dict[str, Mapping[str, float]] = {}
 
     def register(
-        self, name: str, options: type | None = None
+        self, name: str, options: type | None = None, *, terms: Mapping[str, float] | None = None
     ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
         """Decorator that enters a factory under ``name``.
 
         :param options: the dataclass of its options, all of which have defaults and a line that says what they are.
+        :param terms: see :meth:`terms`.
         """
         if options is not None:
             self._options[name] = options
+        self._terms[name] = terms or {}
         return super().register(name)
 
     def options(self, name: str) -> type[Any]:
@@ -99,6 +102,15 @@ class Networks(Registry["nn.Module"]):
         """
         self[name]
         return self._options.get(name, NoOptions)
+
+    def terms(self, name: str) -> Mapping[str, float]:
+        """The losses that a network has of its own besides its main one (:class:`models.training.TrainingLoss`), with
+        their fixed weights: they are known before the network is made. Empty for most.
+
+        :raises UnknownNameError: the name is not registered.
+        """
+        self[name]
+        return self._terms[name]
 
     def build(self, name: str, options: Any = None, /, **shape: object) -> nn.Module:
         """The network registered under ``name``, with fresh weights from PyTorch's global generator.

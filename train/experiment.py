@@ -427,7 +427,7 @@ def draw(
     )
     steps = engine.log.read()
     gates = [each.name.removeprefix("gate") for each in strategy.measures if each.name.split("_")[0] == "gate"] or [""]
-    advised = strategy.trains_ip and strategy.uses_auxiliaries
+    advised = strategy.trains_ip and bool(strategy.auxiliaries or strategy.ip_aux)
     for suffix in gates:
         several = {"title": f"{name}, {suffix[1:]}"} if suffix else {}
         save_gate(

@@ -24,7 +24,7 @@ from train.data import ImageData, Subset
 from train.data.base import UNKNOWN
 from train.data.fingerprint import differences, fingerprint
 from train.data.phantoms.chest_ct import chest_slice
-from train.degradations import Degradation, Gaussian, fixed_seeds, parse
+from train.degradations import Degradation, fixed_seeds, parse
 from train.outputs.run_folder import RunFolder
 from train.strategies import Strategy, strategy_class
 from train.strategies.auxiliary import AUXILIARIES
@@ -193,17 +193,48 @@ def check_network(registry: Networks, name: str, *, options: Any = None, side: i
     assert kind.__dataclass_params__.frozen, "options do not change"
     with pytest.raises(TypeError):
         registry.build(name, object(), channels=1)
-    shape = {} if registry is IP else {"num_classes": 3}
+    scales = _scales(name, options) if registry is IP else [1]
+    shape = {"scale": scales[0]} if registry is IP else {"num_classes": 3}
     networks = []
     for _ in range(2):
         torch.manual_seed(0)
         networks.append(registry.build(name, options, channels=1, **shape))
     state = networks[1].state_dict()
     assert all(torch.equal(value, state[key]) for key, value in networks[0].state_dict().items()), "seeded weights"
+    _check_own_loss(networks[1], registry.terms(name), scales[0], side)
     _check_learning(networks[0], side, last_is_zero=registry is IP)
-    for channels, scale in [(1, 1), (3, 1), *([(1, 2), (1, 3), (1, 4)] if registry is IP else [])]:
+    for channels, scale in [(1, scales[0]), (3, scales[0]), *((1, scale) for scale in scales[1:])]:
         more = {"scale": scale} if registry is IP else shape
         _check_answers(registry, registry.build(name, options, channels=channels, **more), channels, scale, side)
+
+
+def _scales(name: str, options: Any) -> list[int]:
+    """By what factors an IP enlarges; one that it does not know, it refuses by that name."""
+
+    def knows(scale: int) -> bool:
+        try:
+            IP.build(name, options, channels=1, scale=scale)
+        except ValueError as error:
+            assert f"not {scale}" in str(error)
+            return False
+        return True
+
+    return [scale for scale in (1, 2, 3, 4) if knows(scale)]
+
+
+def _check_own_loss(network: nn.Module, terms: Mapping[str, float], scale: int, side: int) -> None:
+    """A network that owns its loss has what the registry says of it, and enhances as in evaluation."""
+    if not hasattr(network, "training_loss"):
+        assert not terms, "terms are those of a training_loss"
+        return
+    generator = torch.Generator().manual_seed(1)
+    degraded = torch.rand(2, 1, side, side, generator=generator)
+    clean = torch.rand(2, 1, side * scale, side * scale, generator=generator)
+    with torch.no_grad():
+        found = network.training_loss(degraded, clean)
+        torch.testing.assert_close(found.enhanced, network(degraded))
+    assert {each: term.weight for each, term in found.terms.items()} == dict(terms)
+    assert all(loss.shape == () and loss > 0 for loss in (found.main, *(term.loss for term in found.terms.values())))
 
 
 def _check_learning(network: nn.Module, side: int, *, last_is_zero: bool) -> None:
@@ -275,7 +306,7 @@ class Combination:
     ) -> tuple[torch.Tensor, list[float | None]]:
         combined, gates = main.clone(), []
         for aux, own in zip(auxs, weights, strict=True):
-            weight = own if self.kind.aux_weight is None else self.kind.aux_weight
+            weight = own
             if self.kind.aux_cap is not None:
                 weight = min(weight, (self.kind.aux_cap * main.norm() / aux.norm()).item())
             cosine = nn.functional.cosine_similarity(main, aux, dim=0).item()
@@ -320,11 +351,17 @@ def batches(n: int) -> list[Batch]:
     return made
 
 
-def fresh_networks(auxiliaries: Sequence[str]) -> dict[str, nn.Module]:
-    """By the keys of their roles, without dropout."""
+def fresh_networks(auxiliaries: Sequence[str], ip_aux: Sequence[str] | None = None) -> dict[str, nn.Module]:
+    """By the keys of their roles, without dropout.
+
+    :param ip_aux: where it is given, IP owns its loss.
+    """
     torch.manual_seed(3)
-    ip = IP.build("srresnet", SRResNetOptions(blocks=1, features=4), channels=1).double()
-    nn.init.normal_(ip.tail.weight, std=0.05)  # a head start: at zero, the first cosine speaks of the last layer alone
+    if ip_aux is None:
+        ip = IP.build("srresnet", SRResNetOptions(blocks=1, features=4), channels=1).double()
+        nn.init.normal_(ip.tail.weight, std=0.05)  # a head start: at zero, the first cosine is the last layer's alone
+    else:
+        ip = IP.build("tiny-staged", channels=1).double()
     vr = tiny.tiny_vr(channels=1, num_classes=2).double()
     vr[5] = nn.Identity()
     networks = {"ip": ip, "vr": vr, "seg": tiny.tiny_seg(channels=1, num_classes=2).double()}
@@ -352,12 +389,15 @@ def make_strategy(
             aux_weight = tuple(WEIGHTS[each] for each in auxiliaries) if weights is None else tuple(weights)
             own = strategy.gate() if callable(strategy.gate) else strategy.gate
             if strategy.aux_weight is not None and weights is None:
-                aux_weight = (strategy.aux_weight,)
+                aux_weight = (strategy.aux_weight,) * len(auxiliaries)
+            if not strategy.auxiliaries:
+                aux_weight = ()
+            aux_weight = (*(IP.terms("tiny-staged")[each] for each in strategy.ip_aux), *aux_weight)
             optimizer = gp.GradPromAdam(
                 network.parameters(),
                 lr=LR,
                 gate=gate or own,
-                aux_weight=aux_weight if len(aux_weight) > 1 and strategy.auxiliaries else aux_weight[0],
+                aux_weight=aux_weight or 1.0,
                 aux_cap=strategy.aux_cap,
             )
         else:
@@ -384,15 +424,19 @@ def target_loss(auxiliary: str, output: torch.Tensor, batch: Batch, said: torch.
     return entropy + (1 - (2 * both + 1e-5) / (all_ + 1e-5)).mean()
 
 
-def check_strategy(name: str, auxiliaries: Sequence[str], terms: Terms | None = None) -> list[float]:
+def check_strategy(
+    name: str, auxiliaries: Sequence[str], terms: Terms | None = None, *, ip_aux: Sequence[str] | None = None
+) -> list[float]:
     """
     :param auxiliaries: those it is given.
+    :param ip_aux: where it is given, IP owns its loss, and these parts of it are auxiliaries.
     :returns: the gates that were seen.
     """
-    gates = _check_definition(name, auxiliaries, terms)
-    _check_nan(name, auxiliaries, terms)
-    if strategy_class(name).trains_ip:
-        _check_without_weight(name, auxiliaries)
+    terms = (terms or Terms())._replace(ip_aux=tuple(ip_aux or ()))
+    gates = _check_definition(name, auxiliaries, terms, ip_aux)
+    _check_nan(name, auxiliaries, terms, ip_aux)
+    if strategy_class(name).trains_ip and not ip_aux:
+        _check_without_weight(name, auxiliaries, ip_aux)
     return gates
 
 
@@ -400,18 +444,32 @@ def _flat(grads: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([grad.flatten() for grad in grads])
 
 
-def _check_definition(name: str, auxiliaries: Sequence[str], terms: Terms | None) -> list[float]:
+def own_losses(ip: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    """The losses of IP written out, weighted: ``main``, and those that are IP's own."""
+    enhanced = ip(batch.degraded)
+    error = enhanced - batch.clean
+    if isinstance(ip, tiny.TinyStaged):
+        return {
+            "main": error.abs().mean(),
+            "rec": 0.25 * (ip.first(batch.degraded) - batch.clean).abs().mean(),
+            "flat": 0.5 * (error.mean((2, 3)) ** 2).mean(),
+        }
+    return {"main": torch.mean(error**2)}
+
+
+def _check_definition(name: str, auxiliaries: Sequence[str], terms: Terms, ip_aux: Sequence[str] | None) -> list[float]:
     """Against autograd and torch.optim: the combination written out, every loss from a forward pass of its own."""
-    networks = fresh_networks(auxiliaries)
+    networks = fresh_networks(auxiliaries, ip_aux)
     own = copy.deepcopy(networks)
-    terms = (terms or Terms())._replace(epochs=1, pretrain_epochs=1)
+    terms = terms._replace(epochs=1, pretrain_epochs=1)
     strategy = make_strategy(name, networks, auxiliaries, terms=terms)
     update, unsupervised = strategy.terms.vr_update, strategy.uses_auxiliaries and terms.vr_loss == "unsupervised"
     combination, teachers = Combination(name), dict(own)
     assert {role.key for role in strategy.roles} <= set(networks)
     optimizers = {key: torch.optim.Adam(network.parameters(), lr=LR) for key, network in own.items()}
     declared = {each.name for each in strategy.measures}
-    among, gates = len(auxiliaries), []
+    names, gates = [*strategy.ip_aux, *(auxiliaries if strategy.uses_auxiliaries else ())], []
+    several = len(names) > 1 or bool(strategy.ip_aux)
     phases = strategy.phases(12)
     assert phases[-1].name == "train" and all(set(phase.moves) <= set(networks) for phase in phases)
     for phase in phases:
@@ -428,12 +486,23 @@ def _check_definition(name: str, auxiliaries: Sequence[str], terms: Terms | None
             images = batch.clean if terms.train_on == "clean" or len(phases) > 1 else batch.degraded
             theta = list(own["ip"].parameters())
             if with_ip:
-                loss = torch.mean((own["ip"](batch.degraded) - batch.clean) ** 2)
-                main = torch.autograd.grad(loss, theta)
+                parts = own_losses(own["ip"], batch)
+                loss = sum(part for each, part in parts.items() if each not in strategy.ip_aux)
+                main = torch.autograd.grad(loss, theta, retain_graph=True, allow_unused=True)
+                main = [torch.zeros_like(p) if g is None else g for p, g in zip(theta, main, strict=True)]
                 assert found["loss"].item() == pytest.approx(loss.item(), rel=1e-9)
             auxs = []
+            for each in strategy.ip_aux if with_ip else ():
+                weight = IP.terms("tiny-staged")[each]
+                assert found[f"aux_loss_{each}"].item() == pytest.approx(parts[each].item() / weight, rel=1e-9)
+                found_grads = torch.autograd.grad(parts[each] / weight, theta, retain_graph=True, allow_unused=True)
+                auxs.append(
+                    _flat([p * 0 if g is None else g for p, g in zip(theta, found_grads, strict=True)]).detach()
+                )
+                cosine = nn.functional.cosine_similarity(_flat(main), auxs[-1], dim=0).item()
+                assert found[f"cosine_{each}"].item() == pytest.approx(cosine, abs=1e-6)
             for each in auxiliaries if strategy.uses_auxiliaries else ():
-                suffix, key = f"_{each}" if among > 1 else "", AUXILIARIES[each].role.key
+                suffix, key = f"_{each}" if several else "", AUXILIARIES[each].role.key
                 phi = list(own[key].parameters())
                 given = own["ip"](batch.degraded) if with_ip else images
                 with torch.no_grad():
@@ -443,7 +512,10 @@ def _check_definition(name: str, auxiliaries: Sequence[str], terms: Terms | None
                 loss = target_loss(each, advisor(given), batch, said)
                 assert found[f"aux_loss{suffix}"].item() == pytest.approx(loss.item(), rel=1e-5)
                 if with_ip:
-                    auxs.append(_flat(torch.autograd.grad(loss, theta, retain_graph=True)))
+                    reached = torch.autograd.grad(loss, theta, retain_graph=True, allow_unused=True)
+                    auxs.append(
+                        _flat([p * 0 if g is None else g for p, g in zip(theta, reached, strict=True)]).detach()
+                    )
                     cosine = nn.functional.cosine_similarity(_flat(main), auxs[-1], dim=0).item()
                     assert found[f"cosine{suffix}"].item() == pytest.approx(cosine, abs=1e-6)
                 if advisor is not own[key]:
@@ -452,9 +524,11 @@ def _check_definition(name: str, auxiliaries: Sequence[str], terms: Terms | None
                     for p, g in zip(phi, torch.autograd.grad(loss, phi), strict=True):
                         p.grad = g
             if with_ip:
-                combined, opened = combination(_flat(main), auxs, [WEIGHTS[each] for each in auxiliaries[: len(auxs)]])
-                for each, gate in zip(auxiliaries, opened, strict=False):
-                    suffix = f"_{each}" if among > 1 else ""
+                weights = [IP.terms("tiny-staged")[each] for each in strategy.ip_aux]
+                weights += [strategy.aux_weight or WEIGHTS[each] for each in auxiliaries if each in names]
+                combined, opened = combination(_flat(main), auxs, weights)
+                for each, gate in zip(names, opened, strict=True):
+                    suffix = f"_{each}" if several else ""
                     if gate is not None:
                         gates.append(gate)
                         assert found[f"gate{suffix}"].item() == pytest.approx(gate, abs=1e-6)
@@ -493,11 +567,13 @@ def _moved(strategy: Strategy) -> dict[str, Any]:
     return {key: value[:2] for key, value in _everything(strategy).items()}
 
 
-def _check_nan(name: str, auxiliaries: Sequence[str], terms: Terms | None) -> None:
+def _check_nan(name: str, auxiliaries: Sequence[str], terms: Terms, ip_aux: Sequence[str] | None) -> None:
     """In every phase, once the optimizers have their state: networks, batch statistics and optimizers stay as they are,
     and the step after it is as if there had been no NaN."""
-    terms = (terms or Terms())._replace(epochs=1, pretrain_epochs=1)
-    disturbed, other = (make_strategy(name, fresh_networks(auxiliaries), auxiliaries, terms=terms) for _ in range(2))
+    terms = terms._replace(epochs=1, pretrain_epochs=1)
+    disturbed, other = (
+        make_strategy(name, fresh_networks(auxiliaries, ip_aux), auxiliaries, terms=terms) for _ in range(2)
+    )
     good, bad, after = batches(3)
     nan = Batch(bad.clean * math.nan, bad.degraded * math.nan, bad.labels, bad.masks)
     for phase in disturbed.phases(1):
@@ -525,9 +601,9 @@ def _same(one: Any, other: Any) -> bool:
     return one == other
 
 
-def _check_without_weight(name: str, auxiliaries: Sequence[str]) -> None:
+def _check_without_weight(name: str, auxiliaries: Sequence[str], ip_aux: Sequence[str] | None) -> None:
     """With lambda 0, IP is trained as if there were no VR."""
-    advised, alone = fresh_networks(auxiliaries), fresh_networks(auxiliaries)
+    advised, alone = fresh_networks(auxiliaries, ip_aux), fresh_networks(auxiliaries, ip_aux)
     pair = (
         make_strategy(name, advised, auxiliaries, weights=[0.0] * len(auxiliaries)),
         make_strategy("ip-only", alone, auxiliaries),
@@ -541,14 +617,18 @@ def _check_without_weight(name: str, auxiliaries: Sequence[str]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-def check_checkpoints(name: str, aux: str, folder: Path) -> None:
-    """Stopped in the midst of each phase and taken up by objects that know nothing of it, a run ends as a whole one."""
+def check_checkpoints(name: str, aux: str, folder: Path, **changes: Any) -> None:
+    """Stopped in the midst of each phase and taken up by objects that know nothing of it, a run ends as a whole one.
+
+    :param changes: of the settings.
+    """
 
     def make(where: str) -> Engine:
-        settings = tiny.config(strategy=name, aux=aux, seg="tiny")
+        settings = tiny.config(strategy=name, aux=aux, seg="tiny", **changes)
         (folder / where).mkdir(exist_ok=True)
         data = tiny.with_masks(tiny.image_data())
-        experiment = build(settings, data, Gaussian(0.1), device=torch.device("cpu"))
+        degrade = parse(settings.degradation.task, sigma=settings.degradation.sigma)
+        experiment = build(settings, data, degrade, device=torch.device("cpu"))
         return Engine(experiment, RunFolder(folder / where), Cadence(log_every=1), begun=0.0)
 
     class StopAt(Stop):

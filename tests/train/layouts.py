@@ -181,11 +181,66 @@ def nuclei(
     return instances
 
 
+def mr_volume(path: Path, stored: np.ndarray, *, zooms: tuple[float, ...] = (1, 1, 2)) -> Path:
+    """Writes a NIfTI volume.
+
+    :param stored: ``[x, y, z]``, as the file has it.
+    """
+    import nibabel
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(stored, np.diag([*zooms, 1.0])), path)
+    return path
+
+
+def fastmri_volume(path: Path, images: np.ndarray, *, what: str = "reconstruction_rss", **attributes: str) -> Path:
+    """Writes a volume in fastMRI's layout.
+
+    :param images: ``[slices, H, W]``.
+    :param what: "reconstruction_rss", or "kspace" for two coils that saw it with half of its brightness each.
+    """
+    import h5py
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        if what == "kspace":
+            axes = (-2, -1)
+            seen = np.stack([images, 1j * images], 1) * np.sqrt(0.5)
+            spectrum = np.fft.fft2(np.fft.ifftshift(seen, axes=axes), norm="ortho")
+            file["kspace"] = np.fft.fftshift(spectrum, axes=axes).astype(np.complex64)
+        else:
+            file[what] = images
+        file.attrs.update(attributes)
+    return path
+
+
+def mri(root: Path) -> Path:
+    """Seven volumes of five patients in every format; their types and scales of brightness differ."""
+    rng = np.random.default_rng(0)
+
+    def volume(top: float) -> np.ndarray:
+        """Every other slice is empty."""
+        bright = rng.uniform(0.2, 1, (20, 24, 6)) * top
+        bright[..., ::2] *= 0.01
+        return bright
+
+    mr_volume(root / "IXI002-Guys-0828-T1.nii.gz", volume(4095).astype(np.int16))
+    mr_volume(root / "IXI002-Guys-0828-T2.nii.gz", volume(255).astype(np.uint8))
+    mr_volume(root / "sub-01" / "anat" / "sub-01_T2w.nii", volume(1).astype(np.float32))
+    mr_volume(root / "sub-01" / "anat" / "sub-01_T1w.nii", volume(3e4).astype(np.uint16))
+    mr_volume(root / "scan.nii.gz", volume(9).astype(np.float64))
+    stack = np.moveaxis(volume(1e-4), 2, 0).astype(np.float32)
+    fastmri_volume(root / "multicoil_train" / "file1.h5", stack, patient_id="abc")
+    fastmri_volume(root / "multicoil_train" / "file2.h5", stack[:, :16] * 7, what="kspace", patient_id="def")
+    return root
+
+
 SMALL: dict[str, Callable[[Path], Path]] = {
     "folder": folder,
     "isic2018": isic,
     "drimdb": drimdb,
     "camus": camus,
     "lizard": lizard,
+    "mri": mri,
 }
 """How to write a small data set of one's own, by the name of the data set whose layout it has."""

@@ -381,6 +381,22 @@ def test_the_verdict_says_what_is_different_and_what_is_not() -> None:
     ]
 
 
+def test_the_verdict_where_networks_are_compared_and_not_strategies() -> None:
+    """All arms are ip-only: a sentence about each that others are not compared with, and the cosine of its own loss."""
+    test = {"mean": 0.21, "low": 0.1, "high": 0.3, "p": 0.001, "p_corrected": 0.002, "seeds": 3}
+    rec = {"mean": 0.3, "low": 0.2, "high": 0.4, "steps": 400}
+    none = {"mean": None, "low": None, "high": None, "steps": 0}
+    arms = {
+        "srresnet": {"against": {"bare": {"psnr": test}}, "cosine": {"": none}},
+        "bare": {"against": {"srresnet": {"psnr": test}}, "cosine": {"": none}},
+        "iconet": {"against": {"srresnet": {"psnr": test}, "bare": {"psnr": test}}, "cosine": {"rec": rec}},
+    }
+    arms = {name: {"strategy": "ip-only", **arm} for name, arm in arms.items()}
+    said, cosine = tables.verdict({"conditions": [{"name": "joint2", "arms": arms}]})
+    assert said.startswith("joint2: iconet, in PSNR: 0.21 dB above srresnet")
+    assert cosine.startswith("joint2: iconet: the mean cosine of rec is +0.3000")
+
+
 def test_three_seeds_are_tested_and_two_are_not() -> None:
     """Seed by seed and image by image, whatever the order of the runs is."""
     rng = np.random.default_rng(0)
@@ -438,7 +454,7 @@ def test_list_and_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 def test_the_recipes_of_the_paper_are_there() -> None:
     assert {
         "covidct-denoise", "isic-denoise", "isic-sr", "camus-denoise", "lizard-denoise", "mixed-degradation",
-        "multi-aux", "cross-domain", "vr-depth", "gates", "lambda",
+        "multi-aux", "cross-domain", "vr-depth", "gates", "lambda", "iconet",
     } <= set(RECIPES)  # fmt: skip
 
 

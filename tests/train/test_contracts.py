@@ -131,7 +131,17 @@ STRATEGY_CASES = [
 def test_strategies(name: str, auxiliaries: tuple[str, ...]) -> None:
     for terms in TERMS.get(name, [Terms()]):
         gates = check_strategy(name, auxiliaries, terms)
-    if strategy_class(name).gate in ("hard", "soft"):
+    if strategy_class(name).uses_auxiliaries and strategy_class(name).gate in ("hard", "soft"):
+        assert 0 < sum(gate > 0 for gate in gates) < len(gates), "the test must see the gate open and closed"
+
+
+@pytest.mark.parametrize(("name", "auxiliaries"), STRATEGY_CASES)
+@pytest.mark.parametrize("ip_aux", [(), ("flat",), ("rec", "flat")], ids=lambda each: "+".join(each) or "none")
+def test_an_ip_that_owns_its_loss(name: str, auxiliaries: tuple[str, ...], ip_aux: tuple[str, ...]) -> None:
+    if ip_aux and not isinstance(strategy_class(name).gate, str):
+        pytest.skip("a gate of several gradients is the library's; test_own_loss.py checks what it is given")
+    gates = check_strategy(name, auxiliaries, ip_aux=ip_aux)
+    if ip_aux and strategy_class(name).trains_ip and strategy_class(name).gate in ("hard", "soft"):
         assert 0 < sum(gate > 0 for gate in gates) < len(gates), "the test must see the gate open and closed"
 
 
@@ -146,3 +156,9 @@ def test_what_becomes_of_vr(update: str, loss: str, start: str, auxiliaries: tup
 @pytest.mark.parametrize(("name", "aux"), [(name, "dia") for name in STRATEGIES] + [("frozen", "dia,seg")])
 def test_checkpoints(name: str, aux: str, tmp_path: Path) -> None:
     check_checkpoints(name, aux, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ip-only", "gradprom", "frozen"])
+def test_checkpoints_of_an_ip_that_owns_its_loss(name: str, tmp_path: Path) -> None:
+    changes = {"ip": "iconet", "ip.features": 4, "ip.blocks": 1, "ip_aux": "rec", "task": "joint2", "crop": 16}
+    check_checkpoints(name, "dia", tmp_path, **changes)

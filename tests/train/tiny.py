@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models import IP, SEG, VR
+from models.training import Term, TrainingLoss
 from train.data import DATASETS, ImageData, Subset
 from train.data.base import DataSet
 from train.settings import Settings, preset_settings
@@ -106,6 +107,20 @@ class TinyIP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.interpolate(x, scale_factor=self.scale)
         return x + self.last(self.first(x).relu())
+
+
+@IP.register("tiny-staged", TinyIPOptions, terms={"rec": 0.25, "flat": 0.5})
+class TinyStaged(TinyIP):
+    """An IP that owns its loss: the main one and two further ones."""
+
+    def training_loss(self, degraded: Tensor, clean: Tensor) -> TrainingLoss:
+        enhanced = self(degraded)
+        small = nn.functional.avg_pool2d(clean, self.scale)
+        rec = (self.first(degraded) - small.mean(1, keepdim=True)).abs().mean()
+        flat = (enhanced.mean((2, 3)) - clean.mean((2, 3))).square().mean()
+        return TrainingLoss(
+            enhanced, (enhanced - clean).abs().mean(), {"rec": Term(0.25, rec), "flat": Term(0.5, flat)}
+        )
 
 
 @SEG.register("tiny")

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from train.comparison.plan import Job, Plan
+from train.degradations import parse
 from train.recipes import RECIPES
 from train.recipes.base import Preset
 from train.settings import Settings
@@ -140,16 +141,23 @@ def _evaluation(settings: Settings) -> float:
 
 
 def _operations(settings: Settings, key: str, side: int) -> float:
-    """Floating-point operations of a network's forward pass on one image."""
-    return _counted(key, settings.values[key], settings.values[f"{key}_options"], settings.data.channels, side)
+    """Floating-point operations of a network's forward pass on one image.
+
+    :param side: of the image, which IP is given reduced.
+    """
+    name, options = settings.values[key], settings.values[f"{key}_options"]
+    shape = {"num_classes": 2}
+    if key == "ip":
+        scale = parse(settings.degradation.task).scale
+        side, shape = side // scale, {"scale": scale}
+    return _counted(key, name, options, settings.data.channels, side, **shape)
 
 
 @cache
-def _counted(key: str, name: str, options: Any, channels: int, side: int) -> float:
+def _counted(key: str, name: str, options: Any, channels: int, side: int, **shape: int) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    shape = {} if key == "ip" else {"num_classes": 2}
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = NETWORKS[key].build(name, options, channels=channels, **shape).eval()
         network(torch.empty(1, channels, side, side))

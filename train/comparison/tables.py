@@ -193,8 +193,11 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
     sentences = []
     for condition in found["conditions"]:
         where = f"{condition['name']}: " if condition["name"] else ""
+        compared_with = {other for arm in condition["arms"].values() for other in arm["against"]}
         for name, arm in condition["arms"].items():
-            if arm["strategy"] not in ("ip-only", "joint", "frozen"):
+            # Where networks are compared and not strategies, all of them are trained alone.
+            alone = arm["strategy"] == "ip-only" and name not in compared_with
+            if alone or arm["strategy"] not in ("ip-only", "joint", "frozen"):
                 sentences += [where + sentence for sentence in _sentences(name, arm["against"])]
         sentences += [where + sentence for sentence in _signal(condition)]
     return sentences
@@ -232,7 +235,7 @@ def _seeds(number: int) -> str:
 def _signal(condition: Mapping[str, Any]) -> Iterator[str]:
     """Whether the auxiliary's gradient is signal at all."""
     for name, arm in condition["arms"].items():
-        if arm["strategy"] != "gradprom":
+        if arm["strategy"] not in ("gradprom", "ip-only"):  # of ip-only, the losses of IP's own have gates
             continue
         for auxiliary, cosine in arm["cosine"].items():
             if cosine["low"] is None:

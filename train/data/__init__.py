@@ -144,6 +144,6 @@ def _not_there(dataset: DataSet, given: Path) -> str:
     meant = next((path for each in nearby if (path := _find(dataset, each)) is not None), None)
     if not dataset.folder:
         hint = f"did you mean {meant}?" if meant else "put the images there"
-        return f"--data-root {given} is no folder of --dataset {dataset.name}: it holds no folder images; {hint}"
+        return f"--data-root {given} is no folder of --dataset {dataset.name}: it holds no {dataset.holds}; {hint}"
     hint = f"did you mean {meant}?" if meant else f"get it from {dataset.homepage}, or leave the flag out"
     return f"--data-root {given} neither is nor holds the folder of {dataset.title} ({dataset.folder}); {hint}"

@@ -342,6 +342,7 @@ class DataSet(ABC):
     :cvar folder: the name of its folder inside a data root; empty where a root is the data set's folder itself.
     :cvar copies: names of folders that hold other versions of it (reduced images, say), the preferred one first.
     :cvar homepage: where a person gets it.
+    :cvar holds: what a root holds, where it is the data set's folder itself.
     """
 
     name: ClassVar[str]
@@ -349,6 +350,7 @@ class DataSet(ABC):
     folder: ClassVar[str] = ""
     copies: ClassVar[tuple[str, ...]] = ()
     homepage: ClassVar[str] = ""
+    holds: ClassVar[str] = "folder images"
 
     @abstractmethod
     def is_at(self, path: Path) -> bool:

@@ -105,7 +105,7 @@ def _pixels(path: Path) -> np.ndarray:
     :raises DataError: it is no single image.
     :raises Exception: whatever the library raises of a damaged file.
     """
-    library = _imported(_library(path), path)
+    library = imported(_library(path), path)
     if not path.is_file():
         raise DataError(f"{path} is missing; restore it from the data set")
     if library.__name__ == "nibabel":
@@ -125,7 +125,7 @@ def _pixels(path: Path) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _imported(library: str, path: Path) -> Any:
+def imported(library: str, path: Path) -> Any:
     """
     :raises DataError: it is not installed.
     """

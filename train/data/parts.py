@@ -44,7 +44,7 @@ class Tile:
         :returns: an image ``[height, width, channels]`` or a mask ``[height, width]``, of the source's dtype.
         :raises DataError: the source cannot be read, or has another size, or the tile is not inside of it.
         """
-        whole = _whole(self.source, channels, _stamps(self.source.files))
+        whole = _whole(self.source, channels, stamps(self.source.files))
         if self.whole is not None and whole.shape[:2] != self.whole:
             raise DataError(
                 f"{self.source.files[0]} has {whole.shape[0]} x {whole.shape[1]} pixels (height x width), and must "
@@ -66,7 +66,7 @@ def _whole(source: Reader, channels: int, stamps: object) -> np.ndarray:
     return pixels
 
 
-def _stamps(files: Sequence[Path]) -> tuple[tuple[int, ...], ...] | None:
+def stamps(files: Sequence[Path]) -> tuple[tuple[int, ...], ...] | None:
     """What changes when a file is written anew; ``None`` where one is missing, of which the reader has to tell."""
     try:
         found = [file.stat() for file in files]

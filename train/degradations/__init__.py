@@ -15,6 +15,7 @@ from train.degradations.chain import Chain
 from train.degradations.downsample import Downsample
 from train.degradations.gaussian import Gaussian
 from train.degradations.jpeg import Jpeg
+from train.degradations.kspace import KSpace
 from train.degradations.parsing import choices, parse
 from train.degradations.poisson import Poisson
 from train.degradations.remedies import enlarge
@@ -29,6 +30,7 @@ __all__ = [
     "Downsample",
     "Gaussian",
     "Jpeg",
+    "KSpace",
     "Poisson",
     "Remedy",
     "choices",

@@ -12,6 +12,7 @@ from train.degradations.blur import Blur
 from train.degradations.chain import Chain
 from train.degradations.downsample import Downsample
 from train.degradations.gaussian import Gaussian
+from train.degradations.kspace import KSpace
 from train.degradations.poisson import Poisson
 from train.errors import RunError
 
@@ -28,11 +29,20 @@ ALIASES: dict[str, Callable[[float | None], Degradation]] = {
     "sr3": lambda sigma: Downsample(3),
     "sr4": lambda sigma: Downsample(4),
     "mixture": lambda sigma: MIXTURE,
+    "kspace2": lambda sigma: KSpace(2),
+    "kspace4": lambda sigma: KSpace(4),
+    "joint2": lambda sigma: KSpace(2, 4.0),
+    "joint4": lambda sigma: KSpace(4, 4.0),
 }
 _ALIAS_HINTS = {
     "denoise": "its noise is that of --sigma; write gaussian:SIGMA to give it here",
     **dict.fromkeys(("sr2", "sr3", "sr4"), "write downsample:FACTOR for another factor"),
     "mixture": f"it is {MIXTURE}; write that with other numbers",
+    **{
+        name: f"it is {made(None)}; write that with other numbers"
+        for name, made in ALIASES.items()
+        if name.startswith(("kspace", "joint"))
+    },
 }
 # A plus sign joins parts, but not the 1e+3 of a number.
 _PLUS = re.compile(r"\+(?!\d)")
@@ -41,8 +51,9 @@ _PLUS = re.compile(r"\+(?!\d)")
 def parse(text: str, *, sigma: float | None = None) -> Degradation:
     """Reads a degradation or a chain: ``NAME`` or ``NAME:ARGUMENT,...``, joined by ``+``.
 
-    Names are those of ``DEGRADATIONS``, and ``denoise`` (Gaussian noise of ``sigma``), ``sr2``, ``sr3``, ``sr4``
-    and ``mixture``. An argument that is left out has its default; that of Gaussian noise is ``sigma``.
+    Names are those of ``DEGRADATIONS``, and ``denoise`` (Gaussian noise of ``sigma``), ``sr2``, ``sr3``, ``sr4``,
+    ``mixture``, ``kspace2``, ``kspace4`` (the middle of k-space), ``joint2`` and ``joint4`` (the same, undersampled).
+    An argument that is left out has its default; that of Gaussian noise is ``sigma``.
 
     :param text: ``"gaussian:0.1"``, ``"poisson:30+blur:1.5"``; what ``str`` makes of a degradation is read back
         exactly.

@@ -119,8 +119,8 @@ class Degradation(Section):
 
     task: str = setting(
         "denoise",
-        "What IP has to undo: denoise, sr2, sr3, sr4, mixture, or degradations with their arguments, joined by +, such "
-        "as poisson:30+blur:1.5. (--task list shows them all.)",
+        "What IP has to undo: denoise, sr2, sr3, sr4, mixture, kspace2, kspace4, joint2, joint4, or degradations with "
+        "their arguments, joined by +, such as poisson:30+blur:1.5. (--task list shows them all.)",
     )
     sigma: float = setting(0.1, "Standard deviation of the noise of task denoise, for images in [0, 1].", least=0)
 
@@ -140,10 +140,29 @@ class Network(Section):
         "the cache.",
         concerns="ip",
     )
+    ip_aux: str | None = setting(
+        None,
+        "Losses of IP's own, such as rec of iconet, that become auxiliary losses with a gate each (several: joined by "
+        "commas). By default they are added to its main loss.",
+        concerns="ip_aux",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _complete_options(self, "ip")
+        own = IP.terms(self.ip)
+        for name in self.ip_aux_names:
+            if name not in own:
+                others = [f"{each} ({', '.join(IP.terms(each))})" for each in IP if IP.terms(each)]
+                has = f"it has {', '.join(own)}" if own else f"networks that have any: {', '.join(others)}"
+                raise RunError(f"--ip-aux {self.ip_aux}: {self.ip} has no loss {name!r} of its own; {has}")
+        if len(set(self.ip_aux_names)) != len(self.ip_aux_names):
+            raise RunError(f"--ip-aux {self.ip_aux}: a loss is named twice")
+
+    @property
+    def ip_aux_names(self) -> tuple[str, ...]:
+        """The losses of IP's own that are auxiliaries, in their order."""
+        return () if self.ip_aux is None else tuple(self.ip_aux.split(","))
 
 
 @dataclass(frozen=True)
@@ -356,8 +375,9 @@ class Evaluation(Section):
         """The names of the classical remedies that are tried."""
         from train.degradations import CLASSICAL
         from train.degradations.bm3d import BM3D
+        from train.degradations.kspace import BICUBIC
 
-        return (CLASSICAL, BM3D) if self.bm3d else (CLASSICAL,)
+        return (CLASSICAL, BICUBIC, BM3D) if self.bm3d else (CLASSICAL, BICUBIC)
 
 
 @dataclass(frozen=True)
@@ -475,7 +495,7 @@ class Settings:
         kind = self.method.kind
         about = set(kind.settings)
         if kind.trains_ip:
-            about.add("ip")
+            about |= {"ip", *(["ip_aux"] if IP.terms(self.network.ip) else [])}
         if self.ip_starts_alone:
             about.add("alone")
         if "vr_loss" in about:

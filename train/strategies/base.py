@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
+from models.training import TrainingLoss
 from train import losses
 from train.errors import RunError
 
@@ -136,6 +137,7 @@ class Terms(NamedTuple):
     :param vr_start: ``"fresh"``: VR begins with random weights. ``"clean"``: with those of a VR that was trained on
         clean images already.
     :param ema_decay: share of the slow copy that a step leaves.
+    :param ip_aux: names of those losses of IP's own (:class:`models.training.TrainingLoss`) that are auxiliaries.
     """
 
     epochs: int = 1
@@ -146,6 +148,7 @@ class Terms(NamedTuple):
     vr_loss: VRLoss = "supervised"
     vr_start: Literal["fresh", "clean"] = "fresh"
     ema_decay: float = 0.99
+    ip_aux: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ class Losses:
     """What a forward pass has made of a batch.
 
     :param main: ``L_IP``, ``[]`` with its graph; ``None`` in a phase without IP.
-    :param auxiliary: ``L_VR``, one per auxiliary.
+    :param auxiliary: those losses of IP's own that are auxiliaries, then ``L_VR``, one per auxiliary.
     :param own: what VRs learn from where ``auxiliary`` does not reach them; one per auxiliary, or none.
     :param measured: what is known already (losses, PSNR, accuracy).
     """
@@ -215,6 +218,16 @@ class Strategy(ABC):
     def roles(self) -> tuple[Role, ...]:
         """Of the networks that it trains or asks, the main one first."""
         return (*((IP,) if self.trains_ip else ()), *(each.role for each in self.auxiliaries))
+
+    @property
+    def ip_aux(self) -> tuple[str, ...]:
+        """Names of those losses of IP's own that are auxiliaries; none in a strategy without IP."""
+        return self.terms.ip_aux if self.trains_ip else ()
+
+    @property
+    def among(self) -> int:
+        """Among how many auxiliaries the columns of one have to be told apart."""
+        return told_apart(self.ip_aux, self.auxiliaries)
 
     @property
     @abstractmethod
@@ -282,6 +295,17 @@ class Strategy(ABC):
         return float(self.learners[self.roles[0].key].schedule.get_last_lr()[0])
 
 
+def told_apart(ip_aux: Sequence[object], auxiliaries: Sequence[object]) -> int:
+    """Among how many auxiliaries the columns of one have to be told apart. A loss of IP's own is never alone: a column
+    without a name is that of a VR.
+
+    >>> told_apart((), ["dia"]), told_apart(["rec"], ["dia"]), told_apart(["rec"], ())
+    (1, 2, 2)
+    """
+    among = len(ip_aux) + len(auxiliaries)
+    return max(2, among) if ip_aux else among
+
+
 def columns(measures: Sequence[Measure], auxiliary: str, among: int) -> tuple[Measure, ...]:
     """The measures of one auxiliary among several: their names and words say which one's they are.
 
@@ -318,10 +342,22 @@ class WithIP(Strategy):
         return self.learners[IP.key]
 
     def image_losses(self, batch: Batch) -> tuple[Tensor, Losses]:
-        """The enhanced batch with its graph, and what is known of it."""
-        enhanced = self.ip.network(batch.degraded)
-        loss = losses.image_loss(enhanced, batch.clean)
-        return enhanced, Losses(loss, measured={"loss": loss.detach(), "psnr": batch_psnr(enhanced, batch.clean)})
+        """The enhanced batch with its graph, and what is known of it. An IP that owns its loss (``training_loss``) is
+        trained with that; its further losses are a part of ``L_IP``, except those that are auxiliaries."""
+        network = self.ip.network
+        training_loss: Callable[[Tensor, Tensor], TrainingLoss] | None = getattr(network, "training_loss", None)
+        if training_loss is not None:
+            own = training_loss(batch.degraded, batch.clean)
+        else:
+            enhanced = network(batch.degraded)
+            own = TrainingLoss(enhanced, losses.image_loss(enhanced, batch.clean))
+        main = own.total(without=self.ip_aux)
+        found = Losses(main, measured={"loss": main.detach(), "psnr": batch_psnr(own.enhanced, batch.clean)})
+        for name in self.ip_aux:
+            loss = own.terms[name].loss
+            found.auxiliary += (loss,)
+            found.measured[column("aux_loss", name, self.among)] = loss.detach()
+        return own.enhanced, found
 
     def move_ip(self, found: Losses) -> gp.GateStats:
         """Steps theta with the gradients that the gate lets through; the VRs' parameters get their ``.grad``."""
@@ -332,6 +368,15 @@ class WithIP(Strategy):
         self.ip.schedule.step()
         assert self.ip.optimizer.stats is not None  # there has been a step
         return self.ip.optimizer.stats
+
+    def gates(self, stats: gp.GateStats) -> Measurements:
+        """What the gate of each auxiliary did."""
+        names = (*self.ip_aux, *(each.name for each in self.auxiliaries))
+        return {
+            column(what, name, self.among): values[..., k].mean()
+            for k, name in enumerate(names)
+            for what, values in (("cosine", stats.cosine), ("gate", stats.gate))
+        }
 
     def enhance(self, degraded: Tensor) -> Tensor:
         return self.ip.network(degraded)
@@ -354,7 +399,7 @@ class WithVR(Strategy):
             loss = each.loss(output, batch)
             found.auxiliary += (loss,)
             measured = {"aux_loss": loss.detach(), **each.measure(output.detach(), batch)}
-            found.measured |= {column(name, each.name, len(self.auxiliaries)): v for name, v in measured.items()}
+            found.measured |= {column(name, each.name, self.among): v for name, v in measured.items()}
         return found
 
     def recognize_alone(self, images: Tensor, batch: Batch) -> Losses:
@@ -380,6 +425,7 @@ class WithVR(Strategy):
 
 
 AUX_LOSS = Measure("aux_loss", "VR loss", "{:.2f}", loss=True)
+IP_AUX_LOSS = Measure("aux_loss", "loss", "{:.4f}", loss=True)
 COSINE = Measure("cosine", "cosine", "{:+.2f}")
 GATE = Measure("gate", "gate", "{:.0%}")
 
@@ -407,7 +453,7 @@ class Advised(WithIP, WithVR):
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        return advised_measures([(each.name, each.measures) for each in self.auxiliaries])
+        return advised_measures([(each.name, each.measures) for each in self.auxiliaries], self.ip_aux)
 
     @property
     def _unsupervised(self) -> bool:
@@ -476,7 +522,7 @@ class Advised(WithIP, WithVR):
                 target = self._teachers.get(each.role.key, vr)(batch.clean) if self._unsupervised else None
             found.auxiliary += (self._vr_loss(each, output, batch, target),)
             measured = {"aux_loss": found.auxiliary[-1].detach(), **each.measure(output.detach(), batch)}
-            found.measured |= {column(name, each.name, len(self.auxiliaries)): v for name, v in measured.items()}
+            found.measured |= {column(name, each.name, self.among): v for name, v in measured.items()}
             if self.terms.vr_update == "ema":
                 own.append(self._vr_loss(each, vr(enhanced.detach()), batch, target))
         found.own = tuple(own)
@@ -497,12 +543,7 @@ class Advised(WithIP, WithVR):
         self.move_vr(found, stats.skipped)
         self._kept.restore_if(stats.skipped)
         self._follow(stats.skipped)
-        gates = {
-            column(name, each.name, len(self.auxiliaries)): values[..., k].mean()
-            for k, each in enumerate(self.auxiliaries)
-            for name, values in (("cosine", stats.cosine), ("gate", stats.gate))
-        }
-        return found.measured | gates | {"skipped": stats.skipped}
+        return found.measured | self.gates(stats) | {"skipped": stats.skipped}
 
     def move_vr(self, found: Losses, skipped: Tensor) -> None:
         """Steps phi with the gradient of its loss, unless ``skipped`` is 1 or VR stays as it is."""
@@ -534,12 +575,17 @@ class Advised(WithIP, WithVR):
         return self.phase is not None and self.phase.name == PRETRAIN
 
 
-def advised_measures(auxiliaries: Sequence[tuple[str, Sequence[Measure]]]) -> tuple[Measure, ...]:
+def advised_measures(
+    auxiliaries: Sequence[tuple[str, Sequence[Measure]]], ip_aux: Sequence[str] = ()
+) -> tuple[Measure, ...]:
     """The columns of a strategy with these auxiliaries.
 
     :param auxiliaries: their names, and what each measures on a batch besides its loss.
+    :param ip_aux: names of those losses of IP's own that are auxiliaries.
     """
-    own = [columns((AUX_LOSS, *measures, COSINE, GATE), name, len(auxiliaries)) for name, measures in auxiliaries]
+    among = told_apart(ip_aux, auxiliaries)
+    own = [columns((IP_AUX_LOSS, COSINE, GATE), name, among) for name in ip_aux]
+    own += [columns((AUX_LOSS, *measures, COSINE, GATE), name, among) for name, measures in auxiliaries]
     return (LOSS, PSNR, *(measure for each in own for measure in each), SKIPPED)
 
 

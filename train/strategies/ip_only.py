@@ -14,12 +14,19 @@ if TYPE_CHECKING:
 
 @STRATEGIES.register("ip-only")
 class IPOnly(WithIP):
-    """theta is stepped with the gradient of ``L_IP``; there is no VR, and so no diagnosis to report."""
+    """theta is stepped with the gradient of ``L_IP``; there is no VR, and so no diagnosis to report.
+
+    Losses of IP's own that are auxiliaries (``--ip-aux``) have GradProm's hard gate: theta is stepped with the main
+    gradient plus each of theirs, with its fixed weight, where their cosine is at least 0.
+    """
 
     uses_auxiliaries = False
+    gate = "hard"  # without an auxiliary, it has nothing to decide
 
     @property
     def measures(self) -> tuple[Measure, ...]:
+        if self.ip_aux:
+            return advised_measures([], self.ip_aux)
         # The columns of an advised training, those of the advice empty: step logs of strategies are put side by side.
         return advised_measures([(Diagnosis.name, Diagnosis.measures)])
 
@@ -29,6 +36,6 @@ class IPOnly(WithIP):
         return found
 
     def update(self, found: Losses) -> Measurements:
-        skipped = self.move_ip(found).skipped
-        self._kept.restore_if(skipped)
-        return found.measured | {"skipped": skipped}
+        stats = self.move_ip(found)
+        self._kept.restore_if(stats.skipped)
+        return found.measured | self.gates(stats) | {"skipped": stats.skipped}

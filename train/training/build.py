@@ -154,6 +154,7 @@ def build_strategy(settings: Settings, data: ImageData) -> Strategy:
         vr_loss=settings.auxiliary.vr_loss,
         vr_start=settings.auxiliary.vr_start,
         ema_decay=settings.auxiliary.ema_decay,
+        ip_aux=settings.network.ip_aux_names,
     )
     return kind(auxiliaries, terms)
 
@@ -224,6 +225,11 @@ def gate_of(settings: Settings, strategy: Strategy) -> dict[str, Any]:
         gate["aux_weight"] = strategy.aux_weight
     else:
         gate["aux_weight"] = weight if len(weight) > 1 and strategy.auxiliaries else weight[0]
+    if strategy.ip_aux:
+        # A loss of IP's own has the weight that the network gives it, gated or not.
+        terms, own = NETWORKS["ip"].terms(settings.network.ip), gate["aux_weight"]
+        vrs = own if isinstance(own, tuple) else (own,) * len(strategy.auxiliaries)
+        gate["aux_weight"] = (*(terms[name] for name in strategy.ip_aux), *vrs)
     if "threshold" in concerned and method.threshold:
         gate["threshold"] = method.threshold
     if "granularity" in concerned:

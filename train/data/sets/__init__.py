@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from train.data.sets import camus, covidct, drimdb, folder, isic2018, lizard
+from train.data.sets import camus, covidct, drimdb, folder, isic2018, lizard, mri
 
-__all__ = ["camus", "covidct", "drimdb", "folder", "isic2018", "lizard"]
+__all__ = ["camus", "covidct", "drimdb", "folder", "isic2018", "lizard", "mri"]

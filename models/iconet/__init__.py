@@ -1,0 +1,42 @@
+"""ICONet by name, and its options; the layers are in :mod:`models.iconet.network`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from models import IP
+
+if TYPE_CHECKING:
+    from models.iconet.network import ICONet
+
+REC_WEIGHT = 0.2
+"""Of the reconstruction loss, beside 0.8 for the super-resolution loss: the weights of T2Net (MICCAI 2021)."""
+
+
+@dataclass(frozen=True)
+class ICONetOptions:
+    """
+    :raises ValueError: an option is out of range; the message begins with its name.
+    """
+
+    blocks: int = 8
+    """Blocks of each branch, in each stage of x2."""
+    features: int = 64
+    """Width of both branches, a multiple of 4."""
+    fusion: bool = True
+    """Whether the two branches exchange features after every block."""
+
+    def __post_init__(self) -> None:
+        if self.blocks < 1:
+            raise ValueError(f"blocks must be at least 1, not {self.blocks}")
+        if self.features < 4 or self.features % 4:
+            raise ValueError(f"features must be a multiple of 4, not {self.features}")
+
+
+@IP.register("iconet", ICONetOptions, terms={"rec": REC_WEIGHT})
+def iconet(options: ICONetOptions, *, channels: int, scale: int = 1) -> ICONet:
+    """ICONet with these options; for ``scale`` 2 and 4."""
+    from models.iconet.network import ICONet
+
+    return ICONet(options, channels=channels, scale=scale)
