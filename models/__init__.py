@@ -7,6 +7,10 @@ command line reads the options before PyTorch is imported: layers of one's own g
 * IP: ``f(options, *, channels, scale)``, ``[N, C, H, W] -> [N, C, H * scale, W * scale]``
 * VR (diagnosis): ``f(options, *, channels, num_classes)``, ``[N, C, H, W] -> logits [N, num_classes]``
 * SEG (segmentation): ``f(options, *, channels, num_classes)``, ``[N, C, H, W] -> logits [N, num_classes, H, W]``
+* CRITIC: ``f(options, *, channels)``, ``[N, C, H, W] -> logits [N, 1, h, w]``, above 0 for images of the domain
+
+An IP may take a second image, a guide (``takes_guide = True``, ``forward(x, guide=None)``, ``remember``), and may want
+crops whose sides are multiples of ``crop_multiple``; :class:`models.hqgnet.network.HQGNet` does both.
 """
 
 from __future__ import annotations
@@ -16,7 +20,22 @@ from models.registry import Networks, NoOptions, Registry, UnknownNameError
 IP = Networks("IP network")
 VR = Networks("VR network")
 SEG = Networks("segmentation network")
+CRITIC = Networks("critic")
 
-from models import resnet, srresnet, unet  # noqa: E402  (the files register themselves in the registries above)
+from models import critic, hqgnet, resnet, srresnet, unet  # noqa: E402  (they register themselves above)
 
-__all__ = ["IP", "SEG", "VR", "Networks", "NoOptions", "Registry", "UnknownNameError", "resnet", "srresnet", "unet"]
+__all__ = [
+    "CRITIC",
+    "IP",
+    "SEG",
+    "VR",
+    "Networks",
+    "NoOptions",
+    "Registry",
+    "UnknownNameError",
+    "critic",
+    "hqgnet",
+    "resnet",
+    "srresnet",
+    "unet",
+]

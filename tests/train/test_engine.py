@@ -228,7 +228,7 @@ def test_a_batch_larger_than_the_training_set(tmp_path):
 
 
 def test_a_gate_for_a_strategy_that_has_its_own(tmp_path):
-    with pytest.raises(RunError, match="--strategy joint fixes its own gate; --gate hard goes with: gradprom"):
+    with pytest.raises(RunError, match="--strategy joint fixes its own gate; --gate hard goes with: gradprom, hqg"):
         make(tmp_path / "run", strategy="joint", gate="hard")
     assert make(tmp_path / "run", strategy="gradprom", gate="project").steps == 6
 

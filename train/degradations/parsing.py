@@ -13,6 +13,7 @@ from train.degradations.chain import Chain
 from train.degradations.downsample import Downsample
 from train.degradations.gaussian import Gaussian
 from train.degradations.poisson import Poisson
+from train.degradations.untouched import Untouched
 from train.errors import RunError
 
 # The paper's mixture of Gaussian noise, Poisson noise and Gaussian blur, in the order in which they happen: optics
@@ -28,11 +29,13 @@ ALIASES: dict[str, Callable[[float | None], Degradation]] = {
     "sr3": lambda sigma: Downsample(3),
     "sr4": lambda sigma: Downsample(4),
     "mixture": lambda sigma: MIXTURE,
+    "none": lambda sigma: Untouched(),
 }
 _ALIAS_HINTS = {
     "denoise": "its noise is that of --sigma; write gaussian:SIGMA to give it here",
     **dict.fromkeys(("sr2", "sr3", "sr4"), "write downsample:FACTOR for another factor"),
     "mixture": f"it is {MIXTURE}; write that with other numbers",
+    "none": "it does nothing",
 }
 # A plus sign joins parts, but not the 1e+3 of a number.
 _PLUS = re.compile(r"\+(?!\d)")
@@ -41,8 +44,8 @@ _PLUS = re.compile(r"\+(?!\d)")
 def parse(text: str, *, sigma: float | None = None) -> Degradation:
     """Reads a degradation or a chain: ``NAME`` or ``NAME:ARGUMENT,...``, joined by ``+``.
 
-    Names are those of ``DEGRADATIONS``, and ``denoise`` (Gaussian noise of ``sigma``), ``sr2``, ``sr3``, ``sr4``
-    and ``mixture``. An argument that is left out has its default; that of Gaussian noise is ``sigma``.
+    Names are those of ``DEGRADATIONS``, and ``denoise`` (Gaussian noise of ``sigma``), ``sr2``, ``sr3``, ``sr4``,
+    ``mixture`` and ``none``. An argument that is left out has its default; that of Gaussian noise is ``sigma``.
 
     :param text: ``"gaussian:0.1"``, ``"poisson:30+blur:1.5"``; what ``str`` makes of a degradation is read back
         exactly.
@@ -50,6 +53,8 @@ def parse(text: str, *, sigma: float | None = None) -> Degradation:
     :raises RunError: a name or an argument is not understood; the message names the part and what exists.
     """
     parts = [_part(part.strip(), text, sigma) for part in _PLUS.split(text)]
+    if len(parts) > 1 and not all(part.has_truth for part in parts):
+        raise RunError(f"--task {text}: none does nothing, and stands alone; leave it out")
     return parts[0] if len(parts) == 1 else Chain(tuple(parts))
 
 

@@ -52,6 +52,7 @@ def preset_settings(preset: str) -> Settings:
             (settings.network, "ip", settings.network.ip),
             (settings.auxiliary, "vr", settings.auxiliary.vr),
             (settings.auxiliary, "seg", settings.auxiliary.seg),
+            (settings.unpaired, "critic", settings.unpaired.critic),
         )
     }
     plain = {name: value for name, value in PRESETS[preset].items() if "." not in name}
