@@ -149,6 +149,13 @@ def test_a_variational_guide_is_drawn_in_training_alone():
     assert (drawn.std(0) / scale - 1).abs().max() < 0.25
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_images_of_one_value_have_gradients(value: float):
+    network = small()
+    network(torch.full((1, 1, 16, 16), value), torch.full((1, 1, 16, 16), 1 - value)).mean().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
 def test_sides_that_the_levels_do_not_fit_are_mirrored():
     network, x = small().eval(), images(1, 1, 18, 13)
     rows, columns = [*range(18), 16, 15], [*range(13), 11, 10, 9]

@@ -222,6 +222,16 @@ def run(name: str = "hqg", n: int = 3, spoil=lambda batch: batch, **options) -> 
     return networks
 
 
+def test_an_unrolled_step_moves_theta_elsewhere():
+    """And nothing else: critic and VR take the same steps."""
+    first, unrolled = (
+        run(n=1, gate="always", terms=Terms(unpaired=Unpaired(hyper=h))) for h in ("first-order", "unrolled")
+    )
+    assert not torch.equal(first["ip"].enhancer.last.weight, unrolled["ip"].enhancer.last.weight)
+    for key in ("critic", "vr"):
+        assert_same_weights(first[key], unrolled[key], rtol=0, atol=0)
+
+
 def test_clean_images_are_never_read():
     networks = run()
     blind = run(spoil=lambda batch: dataclasses.replace(batch, clean=batch.clean * math.nan))

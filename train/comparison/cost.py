@@ -107,6 +107,9 @@ def _step(settings: Settings) -> float:
     for auxiliary in settings.auxiliary.names if kind.uses_auxiliaries else ():
         vr = _operations(settings, "vr" if auxiliary == "dia" else "seg", training.crop)
         total += 2 * ip + 3 * vr
+    if kind.guided:
+        # Guide and features are described and compared; the critic is asked thrice, and once for its slope.
+        total += 2 * ip + 9 * _operations(settings, "critic", training.crop)
     return total * training.batch_size
 
 
@@ -120,7 +123,7 @@ def _counted(key: str, name: str, options: Any, channels: int, side: int) -> flo
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    shape = {} if key == "ip" else {"num_classes": 2}
+    shape = {} if key in ("ip", "critic") else {"num_classes": 2}
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = NETWORKS[key].build(name, options, channels=channels, **shape).eval()
         network(torch.empty(1, channels, side, side))

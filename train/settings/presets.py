@@ -13,6 +13,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "size": 256,
         "srresnet.blocks": 16,
         "srresnet.features": 64,
+        "hqgnet.width": 64,
+        "patch.width": 64,
         "vr": "resnet50",
         "lr": 3e-4,
         "vr_lr": 2e-4,

@@ -176,7 +176,8 @@ class HQG(WithIP, WithVR):
 
         learner = self.vr(auxiliary)
         beta = float(learner.optimizer.param_groups[0]["lr"])
-        phi = {name: value.detach().requires_grad_() for name, value in learner.network.named_parameters()}
+        # Copies: VR moves in place before the graph is walked back.
+        phi = {name: value.detach().clone().requires_grad_() for name, value in learner.network.named_parameters()}
         loss = auxiliary.loss(called(learner.network, phi, self._enhanced), self._batch)
         gradients = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
         moved = {name: value - beta * slope for (name, value), slope in zip(phi.items(), gradients, strict=True)}
