@@ -377,6 +377,23 @@ def test_what_does_not_fit(changes: dict, task: str, message: str):
         build(settings, image_data(), parse(task), device=CPU)
 
 
+def test_what_is_measured(tmp_path):
+    from train.experiment import do_run
+
+    result = do_run(config(**HQG_NET, task="illumination", out=tmp_path / "run"))
+    header, *rows = (result.folder / "steps.csv").read_text().splitlines()
+    assert header == (
+        "step,phase,loss,adversarial,wavelet,feature,consistency,kl,critic_loss,r1,aux_loss,accuracy,cosine,gate,"
+        "skipped,lr"
+    )
+    for row in rows:
+        cells = dict(zip(header.split(","), row.split(","), strict=True))
+        assert cells.pop("kl") == "" and cells["skipped"] == "0"
+        loss, *parts = (float(cells[n]) for n in ("loss", "adversarial", "wavelet", "feature", "consistency"))
+        assert loss == pytest.approx(sum(parts), rel=1e-5)
+    assert 0 <= result.metrics["gate_open_share"] <= 1 and result.metrics["vr"] == "tiny"
+
+
 def test_settings_reach_the_strategy():
     settings = config(**HQG_NET, wavelet_weight=3.0, keeps="brightness", hyper="unrolled", inner_steps=2)
     terms = build(settings, image_data(), Gaussian(0.1), device=CPU).strategy.terms.unpaired
