@@ -210,8 +210,13 @@ def test_unrolled_is_the_derivative_of_the_whole_step():
     h = 1e-5
     numeric = (value(h) - value(-h)) / (2 * h)
     assert (slope * direction).sum().item() == pytest.approx(numeric.item(), rel=1e-5)
-    plain = called(networks["vr"], dict(networks["vr"].named_parameters()), strategy._enhanced)
+    plain = called(networks["vr"], dict(networks["vr"].named_parameters()), point)
     assert not torch.isclose(auxiliary.loss(plain, batch), loss)
+    # VR's own step, in place and in between, changes nothing of it.
+    strategy._enhanced = point.clone().requires_grad_()
+    again = strategy._unrolled(auxiliary)
+    strategy._move_vr(auxiliary, point)
+    torch.testing.assert_close(torch.autograd.grad(again, strategy._enhanced)[0], slope, rtol=1e-12, atol=0)
 
 
 def run(name: str = "hqg", n: int = 3, spoil=lambda batch: batch, **options) -> dict[str, nn.Module]:
@@ -279,11 +284,12 @@ def test_nothing_moves_where_a_loss_is_not_finite(where: str, value: float):
 
 
 def test_a_loss_of_vr_that_is_not_finite_stops_critic_and_theta_too():
+    """Also where its gradient is finite."""
     networks = fresh_networks(["dia"], "hqg")
     strategy = enter(make_strategy("hqg", networks, gate="never"))
     (auxiliary,) = strategy.auxiliaries
     before = copy.deepcopy(networks)
-    auxiliary.loss = lambda output, batch: output.sum() * math.nan  # type: ignore[method-assign]
+    auxiliary.loss = lambda output, batch: output.sum() + math.nan  # type: ignore[method-assign]
     assert step(strategy, batches(1)[0])["skipped"] == 1
     for key, network in networks.items():
         assert_same_weights(network, before[key], rtol=0, atol=0)
@@ -295,14 +301,14 @@ def test_a_snapshot_forgets_states_that_were_not_there():
     optimizer = torch.optim.Adam(network.parameters(), lr=LR, fused=True)
     learner = Learner(network, optimizer, LambdaLR(optimizer, lambda _: 1.0))
     start = copy.deepcopy(network)
-    for skipped in (1, 0):
+    for skipped, inputs in ((1, [1.0, 1.0]), (0, [1.0, -2.0])):
         before = Snapshot([learner])
-        network(torch.ones(1, 2)).sum().backward()
+        network(torch.tensor([inputs])).sum().backward()
         optimizer.step()
         before.restore_if(torch.tensor(skipped))
         optimizer.zero_grad()
     other = torch.optim.Adam(start.parameters(), lr=LR)
-    start(torch.ones(1, 2)).sum().backward()
+    start(torch.tensor([[1.0, -2.0]])).sum().backward()
     other.step()
     assert_same_weights(network, start)
 
@@ -375,6 +381,27 @@ def test_what_does_not_fit(changes: dict, task: str, message: str):
     settings = config(**HQG_NET | changes)
     with pytest.raises(RunError, match=message):
         build(settings, image_data(), parse(task), device=CPU)
+
+
+def test_first_weights_of_another_width(tmp_path):
+    """Shapes are listed, and nothing is loaded; those of the same width are taken, with their guide."""
+    from safetensors.torch import save_file
+
+    from models import IP
+    from models.hqgnet import HQGNetOptions
+
+    def saved(width: int):
+        network = IP.build("hqgnet", HQGNetOptions(width=width, levels=1), channels=1)
+        torch.nn.init.ones_(network.guide)
+        save_file({f"ip.{name}": value for name, value in network.state_dict().items()}, tmp_path / f"{width}")
+        return {**HQG_NET, "ip_weights": tmp_path / f"{width}"}
+
+    with pytest.raises(
+        RunError, match=r"misshapen: ip.guidance.head.weight \(\[3, 1, 3, 3\] there, \[2, 1, 3, 3\] here"
+    ):
+        build(config(**saved(3)), image_data(), Gaussian(0.1), device=CPU)
+    experiment = build(config(**saved(2)), image_data(), Gaussian(0.1), device=CPU)
+    assert experiment.strategy.networks["ip"].guide.eq(1).all()
 
 
 def test_what_is_measured(tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from train import losses
+from train.features import penultimate
 from train.strategies import STRATEGIES
 from train.strategies.base import (
     AUX_LOSS,
@@ -100,8 +101,7 @@ class HQG(WithIP, WithVR):
         import torch
 
         batch, enhanced = self._batch, self._enhanced
-        others = [self.critic, *(self.vr(each) for each in self.auxiliaries)]
-        before = Snapshot(others)
+        before = Snapshot([self.critic, *(self.vr(each) for each in self.auxiliaries)])
         found.measured |= self._move_critic(batch.guide, enhanced.detach())
         # The unrolled loss starts from where VR was, so the graph of its step is made before VR moves.
         unrolled = [self._unrolled(each) for each in self.auxiliaries] if self._unrolls else []
@@ -117,8 +117,8 @@ class HQG(WithIP, WithVR):
             found.measured[column("aux_loss", each.name, len(self.auxiliaries))] = loss.detach()
         found.measured |= {"loss": found.main.detach(), **{name: part.detach() for name, part in parts.items()}}
         # A factor of 1, or of NaN where another loss is not finite: then theta's gradient is, and the step is skipped.
-        others_losses = torch.stack([found.measured["critic_loss"], *(loss.detach() for loss in found.auxiliary)])
-        found.main = found.main * (1 + 0 * others_losses.sum())
+        known = torch.stack([found.measured["critic_loss"], *(loss.detach() for loss in found.auxiliary)])
+        found.main = found.main * (1 + 0 * known.sum())
         stats = self.move_ip(found)
         before.restore_if(stats.skipped)
         self._kept.restore_if(stats.skipped)
@@ -185,8 +185,6 @@ class HQG(WithIP, WithVR):
 
     def _recognized(self, enhanced: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """What every VR says of the enhanced images, and its features of them."""
-        from train.features import penultimate
-
         outputs, features = [], []
         for each in self.auxiliaries:
             network = self.vr(each).network
@@ -201,8 +199,6 @@ class HQG(WithIP, WithVR):
         :param own_features: of the enhanced images, by the VRs.
         """
         import torch
-
-        from train.features import penultimate
 
         batch, enhanced, weights = self._batch, self._enhanced, self.terms.unpaired
         given = batch.enlarged()
