@@ -8,6 +8,10 @@ command line reads the options before PyTorch is imported: layers of one's own g
   ``training_loss`` besides (:mod:`models.training`)
 * VR (diagnosis): ``f(options, *, channels, num_classes)``, ``[N, C, H, W] -> logits [N, num_classes]``
 * SEG (segmentation): ``f(options, *, channels, num_classes)``, ``[N, C, H, W] -> logits [N, num_classes, H, W]``
+* CRITIC: ``f(options, *, channels)``, ``[N, C, H, W] -> logits [N, 1, h, w]``, above 0 for images of the domain
+
+An IP may take a second image, a guide (``takes_guide = True``, ``forward(x, guide=None)``, ``remember``), and may want
+crops whose sides are multiples of ``crop_multiple``; :class:`models.hqgnet.network.HQGNet` does both.
 """
 
 from __future__ import annotations
@@ -17,11 +21,13 @@ from models.registry import Networks, NoOptions, Registry, UnknownNameError
 IP = Networks("IP network")
 VR = Networks("VR network")
 SEG = Networks("segmentation network")
+CRITIC = Networks("critic")
 
 # The files register themselves in the registries above.
-from models import drunet, iconet, resnet, srresnet, unet  # noqa: E402
+from models import critic, drunet, hqgnet, iconet, resnet, srresnet, unet  # noqa: E402
 
 __all__ = [
+    "CRITIC",
     "IP",
     "SEG",
     "VR",
@@ -29,7 +35,9 @@ __all__ = [
     "NoOptions",
     "Registry",
     "UnknownNameError",
+    "critic",
     "drunet",
+    "hqgnet",
     "iconet",
     "resnet",
     "srresnet",

@@ -130,6 +130,7 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
                     "data_root": settings.data.data_root if data.folder is None else data.folder.absolute(),
                 }
             )
+        data = experiment.data
         output = settings.output
         events = folder.tensorboard if output.tensorboard else None
         display.begin(experiment.strategy.measures, batch_size=experiment.batch_size, events=events)
@@ -353,11 +354,20 @@ def finish(
     :param readers: networks that took no part in the training, with their tasks.
     :raises RunError: a file cannot be written.
     """
+    experiment.settle()
     strategy, degrade = experiment.strategy, experiment.crops.degrade
     cache = ArrayCache(default_cache_dir())
     remedies = settings.evaluation.remedies
     evaluation = evaluate(
-        strategy, data.test, degrade, device=experiment.device, cache=cache, readers=readers, remedies=remedies
+        strategy,
+        data.test,
+        degrade,
+        device=experiment.device,
+        cache=cache,
+        readers=readers,
+        remedies=remedies,
+        reference_free=settings.evaluation.reference_free,
+        guides=data.guides,
     )
     folder.write_images(data.test.names, evaluation.table())
     folder.write_weights(strategy.networks, vars(about) | to_json(settings.without_paths))
@@ -414,12 +424,17 @@ def draw(
 
     # An image of NaN is the worst one; where scores are equal, as at the cap, the order is that of the data set.
     quality = evaluation.enhanced or evaluation.degraded
-    ranking = quality.psnr.nan_to_num(nan=-math.inf).argsort(stable=True)
-    chosen = {f"{percent}th percentile": int(ranking[percent * (len(ranking) - 1) // 100]) for percent in (10, 50, 90)}
+    if quality is None:  # without a truth none is better than another
+        ranking = torch.arange(len(data.test))
+    else:
+        ranking = quality.psnr.nan_to_num(nan=-math.inf).argsort(stable=True)
+    places = {percent: int(ranking[percent * (len(ranking) - 1) // 100]) for percent in (10, 50, 90)}
+    where = {percent: f"{percent}th percentile" if quality else data.test.names[i] for percent, i in places.items()}
+    chosen = {where[percent]: place for percent, place in places.items()}
     rows = examples(strategy, data.test, experiment.crops.degrade, list(chosen.values()), device=experiment.device)
     save_panel(
         folder.panel,
-        clean=[each.clean[0] for each in rows],
+        clean=[each.clean[0] for each in rows] if quality else None,
         degraded=[each.degraded[0] for each in rows],
         enhanced=[each.enhanced[0] for each in rows if each.enhanced is not None] or None,
         labels=[f"{diagnosis(row)}{where}" for where, row in chosen.items()],

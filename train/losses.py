@@ -6,10 +6,13 @@ their losses, and the command line reads the strategies before it needs either.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from train.strategies.base import Keeps
 
 
 def image_loss(enhanced: Tensor, clean: Tensor) -> Tensor:
@@ -60,3 +63,105 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     from monai.losses import DiceCELoss
 
     return DiceCELoss(to_onehot_y=True, softmax=True)(logits, masks[:, None])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Unpaired images. HQG-Net (arXiv:2307.07829) names these terms in its abstract; the formulas are ours, and common ones.
+
+
+def critic_loss(real: Tensor, made: Tensor) -> Tensor:
+    """``softplus(-D(z)) + softplus(D(x))``: the cross-entropy of telling images of high quality from enhanced ones.
+
+    :param real: logits of images of high quality, ``float [N, 1, h, w]``.
+    :param made: logits of enhanced images.
+    """
+    import torch.nn.functional as F
+
+    return F.softplus(-real).mean() + F.softplus(made).mean()
+
+
+def adversarial_loss(made: Tensor) -> Tensor:
+    """``softplus(-D(x))``: what IP pays for enhanced images that the critic tells from those of high quality.
+
+    :param made: logits of enhanced images, ``float [N, 1, h, w]``.
+    """
+    import torch.nn.functional as F
+
+    return F.softplus(-made).mean()
+
+
+def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """R1 (L. Mescheder et al., ICML 2018, arXiv:1801.04406): ``1/2 E ||grad D(z)||^2``, with its graph.
+
+    :param logits: ``float [N, 1, h, w]``; the critic's answer about an image is their mean.
+    :param images: what they are of, ``float [N, C, H, W]``, with ``requires_grad``.
+    """
+    import torch
+
+    answers = logits.flatten(1).mean(1).sum()
+    (slope,) = torch.autograd.grad(answers, images, create_graph=True)
+    return slope.square().flatten(1).sum(1).mean() / 2
+
+
+def haar(images: Tensor) -> Tensor:
+    """One level of the orthonormal Haar transform.
+
+    :param images: ``float [N, C, H, W]``, sides even.
+    :returns: ``float [N, C, 4, H / 2, W / 2]``: of each 2 x 2 block its sum, the difference of its columns (left minus
+        right), that of its rows (upper minus lower), and that of its diagonals, each divided by 2.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    blocks = F.pixel_unshuffle(images, 2).unflatten(1, (images.shape[1], 4))
+    signs = [[1.0, 1.0, 1.0, 1.0], [1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0], [1.0, -1.0, -1.0, 1.0]]
+    return torch.einsum("bp,ncphw->ncbhw", torch.tensor(signs).to(images) / 2, blocks)
+
+
+def wavelet_loss(enhanced: Tensor, degraded: Tensor, *, keeps: Keeps = "details") -> Tensor:
+    """``sum_b w_b |b(x) - b(y)|`` over the Haar sub-bands b, each a mean over its coefficients.
+
+    :param enhanced: ``float [N, C, H, W]``, sides even.
+    :param degraded: the same shape.
+    :param keeps: ``"details"``: weights 0.1 for the average and 1 for the three details, which uneven light and blur
+        leave. ``"brightness"``: 1 and 0.1, as noise is in the details.
+    """
+    import torch
+
+    average, detail = (0.1, 1.0) if keeps == "details" else (1.0, 0.1)
+    difference = (haar(enhanced) - haar(degraded)).abs().mean((0, 1, 3, 4))
+    return difference @ torch.tensor([average, detail, detail, detail]).to(difference)
+
+
+def feature_loss(features: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """The mean, over several encoders and levels, of the mean absolute difference of features.
+
+    :param features: of the enhanced images.
+    :param targets: of the degraded images, the same shapes; no gradient reaches them.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    pairs = zip(features, targets, strict=True)
+    return torch.stack([F.l1_loss(feature, target.detach()) for feature, target in pairs]).mean()
+
+
+def consistency_loss(enhanced: Tensor, guide: Tensor) -> Tensor:
+    """Consistency in the domain of high quality: mean absolute difference of what the guidance encoder says of the
+    enhanced images and of their guides.
+
+    :param enhanced: ``float [N, K]``.
+    :param guide: ``float [N, K]``; no gradient reaches it.
+    """
+    import torch.nn.functional as F
+
+    return F.l1_loss(enhanced, guide.detach())
+
+
+def kl_loss(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """``1/2 mean(m^2 + s^2 - log s^2 - 1)``: the divergence from the standard normal distribution, per dimension.
+
+    :param mean: ``float [N, K]``.
+    :param log_variance: ``float [N, K]``.
+    """
+    return (mean.square() + log_variance.exp() - log_variance - 1).mean() / 2

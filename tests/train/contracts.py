@@ -18,7 +18,9 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import gradprom_ext as gp
-from models import IP, Networks
+from models import CRITIC, IP, Networks
+from models.critic import PatchCriticOptions
+from models.hqgnet import HQGNetOptions
 from models.srresnet import SRResNetOptions
 from train.data import ImageData, Subset
 from train.data.base import UNKNOWN
@@ -194,7 +196,7 @@ def check_network(registry: Networks, name: str, *, options: Any = None, side: i
     with pytest.raises(TypeError):
         registry.build(name, object(), channels=1)
     scales = _scales(name, options) if registry is IP else [1]
-    shape = {"scale": scales[0]} if registry is IP else {"num_classes": 3}
+    shape = {"scale": scales[0]} if registry is IP else {} if registry is CRITIC else {"num_classes": 3}
     networks = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -240,11 +242,12 @@ def _check_own_loss(network: nn.Module, terms: Mapping[str, float], scale: int, 
 def _check_learning(network: nn.Module, side: int, *, last_is_zero: bool) -> None:
     """Every parameter gets a gradient; the second time, where a last layer that begins at zero passes nothing on."""
     images = torch.rand(2, 1, side, side + 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    given = (images, images.detach().flip(0)) if getattr(network, "takes_guide", False) else (images,)
     optimizer = torch.optim.SGD(network.train().parameters(), lr=1e-2)
     for _ in range(1 + last_is_zero):
         optimizer.step()
         optimizer.zero_grad()
-        (network(images) - 0.3).square().mean().backward()
+        (network(*given) - 0.3).square().mean().backward()
     silent = [name for name, each in network.named_parameters() if each.grad is None or not each.grad.any()]
     # A shift in front of a normalization has no effect, and the gradient that says so is lost in rounding.
     assert all(name.endswith("bias") for name in silent), f"these parameters never learn: {silent}"
@@ -258,6 +261,7 @@ def _check_answers(registry: Networks, network: nn.Module, channels: int, scale:
         "IP network": (2, channels, side * scale, (side + 4) * scale),
         "VR network": (2, 3),
         "segmentation network": (2, 3, side, side + 4),
+        "critic": (2, 1, side // 8, (side + 4) // 8),
     }[registry.kind]
     whole = network.eval()(images)
     assert whole.shape == expected and whole.isfinite().all()
@@ -341,20 +345,25 @@ class Combination:
 
 def batches(n: int) -> list[Batch]:
     """In double precision, so that two computations can be compared closely."""
-    generator = torch.Generator().manual_seed(5)
+    generator, others = (torch.Generator().manual_seed(seed) for seed in (5, 6))
     made = []
     for _ in range(n):
         clean = torch.rand(4, 1, 8, 8, generator=generator, dtype=torch.float64)
         degraded = clean + 0.1 * torch.randn(clean.shape, generator=generator, dtype=torch.float64)
         labels = torch.randint(2, (4,), generator=generator)
-        made.append(Batch(clean, degraded, labels, torch.randint(2, (4, 8, 8), generator=generator)))
+        masks = torch.randint(2, (4, 8, 8), generator=generator)
+        guide = torch.rand(clean.shape, generator=others, dtype=torch.float64)
+        made.append(Batch(clean, degraded, labels, masks, guide))
     return made
 
 
-def fresh_networks(auxiliaries: Sequence[str], ip_aux: Sequence[str] | None = None) -> dict[str, nn.Module]:
+def fresh_networks(
+    auxiliaries: Sequence[str], ip_aux: Sequence[str] | None = None, name: str = "gradprom"
+) -> dict[str, nn.Module]:
     """By the keys of their roles, without dropout.
 
     :param ip_aux: where it is given, IP owns its loss.
+    :param name: of the strategy that they are for.
     """
     torch.manual_seed(3)
     if ip_aux is None:
@@ -365,7 +374,12 @@ def fresh_networks(auxiliaries: Sequence[str], ip_aux: Sequence[str] | None = No
     vr = tiny.tiny_vr(channels=1, num_classes=2).double()
     vr[5] = nn.Identity()
     networks = {"ip": ip, "vr": vr, "seg": tiny.tiny_seg(channels=1, num_classes=2).double()}
-    roles = {"ip", *(AUXILIARIES[name].role.key for name in auxiliaries)}
+    roles = {"ip", *(AUXILIARIES[each].role.key for each in auxiliaries)}
+    if strategy_class(name).guided:
+        roles.add("critic")
+        networks["ip"] = IP.build("hqgnet", HQGNetOptions(width=2, levels=1), channels=1).double()
+        nn.init.normal_(networks["ip"].enhancer.last.weight, std=0.5)
+        networks["critic"] = CRITIC.build("patch", PatchCriticOptions(width=2, blocks=1), channels=1).double()
     return {key: network for key, network in networks.items() if key in roles}
 
 
@@ -433,7 +447,10 @@ def check_strategy(
     :returns: the gates that were seen.
     """
     terms = (terms or Terms())._replace(ip_aux=tuple(ip_aux or ()))
-    gates = _check_definition(name, auxiliaries, terms, ip_aux)
+    if strategy_class(name).guided:
+        gates = _check_unpaired_definition(name, auxiliaries, terms)
+    else:
+        gates = _check_definition(name, auxiliaries, terms, ip_aux)
     _check_nan(name, auxiliaries, terms, ip_aux)
     if strategy_class(name).trains_ip and not ip_aux:
         _check_without_weight(name, auxiliaries, ip_aux)
@@ -551,6 +568,82 @@ def _check_definition(name: str, auxiliaries: Sequence[str], terms: Terms, ip_au
     return gates
 
 
+def _check_unpaired_definition(name: str, auxiliaries: Sequence[str], terms: Terms | None) -> list[float]:
+    """The same for a strategy that has no pairs: the step of HQG-Net, from losses written out. What takes part in the
+    step of theta as a fixed function is a copy here, whose parameters and statistics nothing reads afterwards."""
+    networks = fresh_networks(auxiliaries, name)
+    own = copy.deepcopy(networks)
+    strategy = make_strategy(name, networks, auxiliaries, terms=(terms or Terms())._replace(epochs=1))
+    auxiliaries = [each.name for each in strategy.auxiliaries]
+    optimizers = {key: torch.optim.Adam(network.parameters(), lr=LR) for key, network in own.items()}
+    keys = {each: AUXILIARIES[each].role.key for each in auxiliaries}
+    (phase,) = strategy.phases(12)
+    assert set(phase.moves) == {"ip", "critic", *keys.values()}
+    strategy.begin(phase)
+    strategy.enter(phase)
+    combination, gates = Combination(name), []
+
+    def step(key: str, loss: torch.Tensor) -> None:
+        optimizers[key].zero_grad()
+        loss.backward()
+        optimizers[key].step()
+
+    def fixed(key: str) -> nn.Module:
+        return copy.deepcopy(own[key])
+
+    for batch in batches(phase.iterations):
+        found = strategy.update(strategy.losses(batch))
+        assert set(found) <= {each.name for each in strategy.measures}
+        theta = list(own["ip"].parameters())
+        described = own["ip"].guidance(batch.guide).mean
+        images = own["ip"].enhancer(batch.degraded, described)
+        real = batch.guide.clone().requires_grad_()
+        answers = own["critic"](real)
+        (slope,) = torch.autograd.grad(answers.mean((1, 2, 3)).sum(), real, create_graph=True)
+        told = (1 + (-answers).exp()).log().mean() + (1 + own["critic"](images.detach()).exp()).log().mean()
+        assert found["critic_loss"].item() == pytest.approx(told.item(), rel=1e-6)
+        step("critic", told + (slope**2).sum((1, 2, 3)).mean() / 2)
+        for each, key in keys.items():
+            step(key, target_loss(each, own[key](images.detach()), batch))
+
+        loss = (1 + (-fixed("critic")(images)).exp()).log().mean()
+        error = images - batch.degraded
+        corners = [error[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        for weight, signs in ((0.1, (1, 1, 1, 1)), (1, (1, -1, 1, -1)), (1, (1, 1, -1, -1)), (1, (1, -1, -1, 1))):
+            band = sum(sign * corner for sign, corner in zip(signs, corners, strict=True)) / 2
+            loss = loss + 10 * weight * band.abs().mean()
+        loss = loss + (fixed("ip").guidance(images).mean - described.detach()).abs().mean()
+        differences = [
+            (fixed(key)[:-1](images) - fixed(key)[:-1](batch.degraded)).abs().mean() for key in keys.values()
+        ]
+        pairs = zip(fixed("ip").enhancer.encoder(images), fixed("ip").enhancer.encoder(batch.degraded), strict=True)
+        differences += [(a - b.detach()).abs().mean() for a, b in pairs]
+        loss = loss + sum(differences) / len(differences)
+        assert found["loss"].item() == pytest.approx(loss.item(), rel=1e-6)
+        main = _flat(torch.autograd.grad(loss, theta, retain_graph=True))
+        auxs = []
+        for each, key in keys.items():
+            suffix = f"_{each}" if len(keys) > 1 else ""
+            task = target_loss(each, fixed(key)(images), batch)
+            assert found[f"aux_loss{suffix}"].item() == pytest.approx(task.item(), rel=1e-5)
+            auxs.append(_flat(torch.autograd.grad(task, theta, retain_graph=True)))
+        combined, opened = combination(main, auxs, [WEIGHTS[each] for each in auxiliaries])
+        for each, gate in zip(auxiliaries, opened, strict=True):
+            assert found[f"gate_{each}" if len(keys) > 1 else "gate"].item() == pytest.approx(gate, abs=1e-6)
+            gates.append(gate)
+        for p, g in zip(theta, combined.split([p.numel() for p in theta]), strict=True):
+            p.grad = g.view_as(p)
+        optimizers["ip"].step()
+    for key in strategy.networks:
+        for (what, value), other in zip(
+            networks[key].state_dict().items(), own[key].state_dict().values(), strict=True
+        ):
+            torch.testing.assert_close(
+                value, other, rtol=2e-5, atol=1e-7, msg=lambda text, what=what, key=key: f"{key}.{what}: {text}"
+            )
+    return gates
+
+
 def _everything(strategy: Strategy) -> dict[str, Any]:
     companions = {key: (network.state_dict(),) for key, network in strategy.companions.items()}
     return copy.deepcopy(
@@ -572,10 +665,10 @@ def _check_nan(name: str, auxiliaries: Sequence[str], terms: Terms, ip_aux: Sequ
     and the step after it is as if there had been no NaN."""
     terms = terms._replace(epochs=1, pretrain_epochs=1)
     disturbed, other = (
-        make_strategy(name, fresh_networks(auxiliaries, ip_aux), auxiliaries, terms=terms) for _ in range(2)
+        make_strategy(name, fresh_networks(auxiliaries, ip_aux, name), auxiliaries, terms=terms) for _ in range(2)
     )
     good, bad, after = batches(3)
-    nan = Batch(bad.clean * math.nan, bad.degraded * math.nan, bad.labels, bad.masks)
+    nan = Batch(bad.clean * math.nan, bad.degraded * math.nan, bad.labels, bad.masks, bad.guide)
     for phase in disturbed.phases(1):
         for strategy in (disturbed, other):
             strategy.begin(phase)
@@ -602,11 +695,12 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _check_without_weight(name: str, auxiliaries: Sequence[str], ip_aux: Sequence[str] | None) -> None:
-    """With lambda 0, IP is trained as if there were no VR."""
-    advised, alone = fresh_networks(auxiliaries, ip_aux), fresh_networks(auxiliaries, ip_aux)
+    """With lambda 0, IP is trained as if there were no VR; without pairs, as if the gate were closed for good."""
+    advised, alone = (fresh_networks(auxiliaries, ip_aux, name) for _ in range(2))
+    guided = strategy_class(name).guided
     pair = (
         make_strategy(name, advised, auxiliaries, weights=[0.0] * len(auxiliaries)),
-        make_strategy("ip-only", alone, auxiliaries),
+        make_strategy(name if guided else "ip-only", alone, auxiliaries, gate="never" if guided else None),
     )
     for strategy in pair:
         strategy.begin(strategy.phases(1)[-1])
@@ -624,7 +718,8 @@ def check_checkpoints(name: str, aux: str, folder: Path, **changes: Any) -> None
     """
 
     def make(where: str) -> Engine:
-        settings = tiny.config(strategy=name, aux=aux, seg="tiny", **changes)
+        guided = {"ip": "hqgnet", "ip.width": 2, "ip.levels": 1} if strategy_class(name).guided else {}
+        settings = tiny.config(strategy=name, aux=aux, seg="tiny", **guided | changes)
         (folder / where).mkdir(exist_ok=True)
         data = tiny.with_masks(tiny.image_data())
         degrade = parse(settings.degradation.task, sigma=settings.degradation.sigma)

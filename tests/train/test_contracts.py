@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import IP, SEG, VR
+from models import CRITIC, IP, SEG, VR
 from models.srresnet import SRResNetOptions
 from models.unet import UNetOptions
 from train.data import DATASETS, load
@@ -104,7 +104,7 @@ def test_chain_of_one() -> None:
 # --- networks ---
 
 
-@pytest.mark.parametrize(("registry", "name"), [(each, name) for each in (IP, VR, SEG) for name in each])
+@pytest.mark.parametrize(("registry", "name"), [(each, name) for each in (IP, VR, SEG, CRITIC) for name in each])
 def test_networks(registry, name: str) -> None:
     check_network(registry, name)
 

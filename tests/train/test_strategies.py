@@ -114,11 +114,13 @@ def test_an_auxiliary_that_the_data_cannot_serve(name):
 def test_phases_say_what_they_move():
     moves = {}
     for name in STRATEGIES:
-        strategy = make_strategy(name, fresh_networks(["dia", "seg"]), ["dia", "seg"], terms=Terms(2, 5, 3))
+        strategy = make_strategy(name, fresh_networks(["dia", "seg"], name), ["dia", "seg"], terms=Terms(2, 5, 3))
         moves[name] = [(phase.name, phase.iterations, phase.moves) for phase in strategy.phases(4)]
     everything = [("train", 5, ("ip", "vr", "seg"))]
     others = {
         "frozen": [("pretrain", 12, ("vr", "seg")), ("train", 5, ("ip",))],
+        "hqg": [("train", 5, ("ip", "vr", "seg", "critic"))],
+        "hqg-only": [("train", 5, ("ip", "critic"))],
         "ip-only": [("train", 5, ("ip",))],
         "vr-only": [("train", 5, ("vr", "seg"))],
     }

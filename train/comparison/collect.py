@@ -12,13 +12,17 @@ import numpy as np
 
 from train.comparison.plan import Job, Plan
 from train.errors import RunError
+from train.evaluation.scores import REFERENCE_FREE
 from train.evaluation.statistics import difference, holm, interval
 from train.files import read_json
 from train.outputs.provenance import provenance
 from train.outputs.remedies import remedies_of
 from train.outputs.run_folder import RunFolder
 
-MEASURED = ("psnr", "ssim", "reader_accuracy", "reader_miou", "reader_dice", "accuracy", "miou", "dice")
+MEASURED = (
+    *("psnr", "ssim", "reader_accuracy", "reader_miou", "reader_dice", "accuracy", "miou", "dice"),
+    *(score.key for score in REFERENCE_FREE),
+)
 """What is averaged over the runs of an arm, by the keys of ``metrics.json``."""
 TESTED = ("psnr", "ssim", "reader_accuracy", "reader_miou")
 """What is tested for differences, image by image, by the columns of ``images.csv``."""
@@ -123,7 +127,7 @@ def _condition(plan: Plan, name: str, records: Sequence[Record]) -> dict[str, An
         titles = {key: title for r in pool for key, title in r.metrics.items() if key.startswith("remedy")}
         for end in ("_degraded", *remedies_of(titles), "_clean"):
             for key in MEASURED:
-                if key.startswith(("reader_", "psnr", "ssim")):
+                if key.startswith(("reader_", "psnr", "ssim", "blur", "feature_")):
                     values = [v for v in (r.metrics.get(f"{key}{end}") for r in pool) if v is not None]
                     if values:
                         references[f"{key}{end}"] = float(np.mean(values))

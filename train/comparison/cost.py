@@ -121,6 +121,9 @@ def _step(settings: Settings) -> float:
     for auxiliary in settings.auxiliary.names if kind.uses_auxiliaries else ():
         vr = _operations(settings, "vr" if auxiliary == "dia" else "seg", training.crop)
         total += 2 * ip + 3 * vr
+    if kind.guided:
+        # Guide and features are described and compared; the critic is asked thrice, and once for its slope.
+        total += 2 * ip + 9 * _operations(settings, "critic", training.crop)
     return total * training.batch_size
 
 
@@ -146,7 +149,7 @@ def _operations(settings: Settings, key: str, side: int) -> float:
     :param side: of the image, which IP is given reduced.
     """
     name, options = settings.values[key], settings.values[f"{key}_options"]
-    shape = {"num_classes": 2}
+    shape = {} if key == "critic" else {"num_classes": 2}
     if key == "ip":
         scale = parse(settings.degradation.task).scale
         side, shape = side // scale, {"scale": scale}

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from train.errors import RunError
 from train.recipes.base import Arm, Condition, Preset, Recipe
 from train.settings import FIELDS, Settings, flag, preset_settings
+from train.settings.sections import NETWORKS
 
 TUNING_SEED = 100
 """Of the runs that settings are chosen by; no comparison has it."""
@@ -189,7 +190,7 @@ def read_changes(texts: Sequence[str]) -> dict[str, Any]:
         key = key.strip().removeprefix("--").replace("-", "_")
         if not equals:
             raise RunError(f"--set {text}: write KEY=VALUE, such as --set sigma=0.2")
-        if key.split(".")[0] in ("ip", "vr", "seg") and "." in key:
+        if key.split(".")[0] in NETWORKS and "." in key:
             pass  # an option of a network, which the settings check
         elif key not in FIELDS or key.endswith("_options") or key in own:
             known = [each for each in FIELDS if not each.endswith("_options") and each not in own]

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from train.evaluation.scores import REFERENCE_FREE
 from train.outputs.remedies import remedies_of
 
 LEVEL = 0.05
@@ -21,6 +22,7 @@ _TITLES = {
     "accuracy": "VR: diagnosis right",
     "miou": "VR: mIoU",
     "dice": "VR: Dice",
+    **{score.key: score.title for score in REFERENCE_FREE},
 }
 _FORMS = {"psnr": ".2f", "reader_accuracy": ".1%", "accuracy": ".1%"}
 _UNITS = {"psnr": " dB"}

@@ -249,6 +249,9 @@ class ImageData:
     :param mask_names: what the class indices 0, 1, ... of the masks mean; empty without masks.
     :param title: what tells it apart from other data of the same name, as a word for the name of a run
         (``"folder-CAMUS_512"``); ``name`` by default.
+    :param guides: images of high quality for training, where the data set says which ones are; they need not be among
+        those of ``train``.
+    :param low_quality: names of the images that are of low quality as they are, where it says so.
     """
 
     name: str
@@ -260,6 +263,8 @@ class ImageData:
     folder: Path | None = None
     mask_names: tuple[str, ...] = ()
     title: str = ""
+    guides: Subset | None = None
+    low_quality: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.title:

@@ -14,11 +14,13 @@ from train.degradations.blur import Blur
 from train.degradations.chain import Chain
 from train.degradations.downsample import Downsample
 from train.degradations.gaussian import Gaussian
+from train.degradations.illumination import Illumination
 from train.degradations.jpeg import Jpeg
 from train.degradations.kspace import KSpace
 from train.degradations.parsing import choices, parse
 from train.degradations.poisson import Poisson
 from train.degradations.remedies import enlarge
+from train.degradations.untouched import Untouched
 from train.seeds import stable_seed
 
 __all__ = [
@@ -29,10 +31,12 @@ __all__ = [
     "Degradation",
     "Downsample",
     "Gaussian",
+    "Illumination",
     "Jpeg",
     "KSpace",
     "Poisson",
     "Remedy",
+    "Untouched",
     "choices",
     "enlarge",
     "fixed_seeds",

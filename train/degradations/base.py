@@ -52,11 +52,13 @@ class Degradation(ABC):
     :ivar name: its name in the registry.
     :ivar scale: by what factor the result is smaller than the clean image.
     :ivar remedy: what :meth:`restore` is called in tables; ``None`` where there is no classical remedy.
+    :ivar has_truth: whether the image that is given to it is what has to come out.
     """
 
     name: str
     scale: int = 1
     remedy: str | None = None
+    has_truth: bool = True
 
     def __call__(self, clean: Tensor, seeds: Sequence[int]) -> Tensor:
         """

@@ -14,6 +14,7 @@ from train.degradations.downsample import Downsample
 from train.degradations.gaussian import Gaussian
 from train.degradations.kspace import KSpace
 from train.degradations.poisson import Poisson
+from train.degradations.untouched import Untouched
 from train.errors import RunError
 
 # The paper's mixture of Gaussian noise, Poisson noise and Gaussian blur, in the order in which they happen: optics
@@ -33,6 +34,7 @@ ALIASES: dict[str, Callable[[float | None], Degradation]] = {
     "kspace4": lambda sigma: KSpace(4),
     "joint2": lambda sigma: KSpace(2, 4.0),
     "joint4": lambda sigma: KSpace(4, 4.0),
+    "none": lambda sigma: Untouched(),
 }
 _ALIAS_HINTS = {
     "denoise": "its noise is that of --sigma; write gaussian:SIGMA to give it here",
@@ -43,6 +45,7 @@ _ALIAS_HINTS = {
         for name, made in ALIASES.items()
         if name.startswith(("kspace", "joint"))
     },
+    "none": "it does nothing",
 }
 # A plus sign joins parts, but not the 1e+3 of a number.
 _PLUS = re.compile(r"\+(?!\d)")
@@ -52,8 +55,8 @@ def parse(text: str, *, sigma: float | None = None) -> Degradation:
     """Reads a degradation or a chain: ``NAME`` or ``NAME:ARGUMENT,...``, joined by ``+``.
 
     Names are those of ``DEGRADATIONS``, and ``denoise`` (Gaussian noise of ``sigma``), ``sr2``, ``sr3``, ``sr4``,
-    ``mixture``, ``kspace2``, ``kspace4`` (the middle of k-space), ``joint2`` and ``joint4`` (the same, undersampled).
-    An argument that is left out has its default; that of Gaussian noise is ``sigma``.
+    ``mixture``, ``kspace2``, ``kspace4`` (the middle of k-space), ``joint2``, ``joint4`` (the same, undersampled) and
+    ``none``. An argument that is left out has its default; that of Gaussian noise is ``sigma``.
 
     :param text: ``"gaussian:0.1"``, ``"poisson:30+blur:1.5"``; what ``str`` makes of a degradation is read back
         exactly.
@@ -61,6 +64,8 @@ def parse(text: str, *, sigma: float | None = None) -> Degradation:
     :raises RunError: a name or an argument is not understood; the message names the part and what exists.
     """
     parts = [_part(part.strip(), text, sigma) for part in _PLUS.split(text)]
+    if len(parts) > 1 and not all(part.has_truth for part in parts):
+        raise RunError(f"--task {text}: none does nothing, and stands alone; leave it out")
     return parts[0] if len(parts) == 1 else Chain(tuple(parts))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -22,12 +22,15 @@ from train.data.base import Subset
 from train.data.cache import ArrayCache, file_sha256
 from train.degradations import CLASSICAL, Degradation, Remedy, fixed_seeds
 from train.evaluation.metrics import PSNR_CAP, Quality, image_quality
+from train.evaluation.reference_free import ReferenceFree
 from train.evaluation.scores import Scorer
 from train.inference import Tiling, enlarged, forward
 
 TOGETHER = 64  # images of one size that are scored at once: bounds the memory that SSIM's windows take
 PIXELS = TOGETHER * 512 * 512  # the same bound for large images, of which fewer are scored at once
 KINDS = ("clean", "degraded", "enhanced")
+SUFFIXES = {"enhanced": "", "degraded": "_degraded", "clean": "_clean"}
+"""The ends that keys have in ``metrics.json``, by the kind of images."""
 READER = "reader_"  # in front of the keys of what an independent reader scores
 
 
@@ -95,19 +98,22 @@ class Restored(NamedTuple):
 class Evaluation:
     """What the images are worth.
 
-    :param degraded: quality of what IP was given, enlarged bicubically where it was smaller than the clean image.
-    :param enhanced: quality of what IP made of it, clamped to [0, 1]; ``None`` where there is no IP.
+    :param degraded: quality of what IP was given, enlarged bicubically where it was smaller than the clean image;
+        ``None`` where the clean images are not known.
+    :param enhanced: quality of what IP made of it, clamped to [0, 1]; ``None`` where there is no IP, or no clean image.
     :param remedies: what the classical remedies achieve, by the names that they have in metrics.
     :param scores: for each kind of images (``clean``, ``degraded``, ``enhanced``), what the VRs' tasks scored on them;
         those of the readers as ``reader_*``.
     :param per_image: the same of every image by itself, ``float64 [N]`` each.
+    :param reference_free: what was measured without clean images, by the keys of ``metrics.json``.
     """
 
-    degraded: Quality
+    degraded: Quality | None
     enhanced: Quality | None
     remedies: dict[str, Restored]
     scores: dict[str, dict[str, float]]
     per_image: dict[str, dict[str, np.ndarray]]
+    reference_free: dict[str, float] = field(default_factory=dict)
 
     @property
     def qualities(self) -> dict[str, Quality | None]:
@@ -125,7 +131,7 @@ class Evaluation:
             for of, each in self.qualities.items()
             if each is not None
         }
-        suffixes = {"enhanced": "", "degraded": "_degraded", "clean": "_clean"}
+        suffixes = SUFFIXES
         return images | {
             f"{key}{suffixes[kind]}": values for kind, found in self.per_image.items() for key, values in found.items()
         }
@@ -160,31 +166,39 @@ def evaluate(
     cache: ArrayCache | None = None,
     readers: Sequence[tuple[Judge, nn.Module]] = (),
     remedies: Sequence[str] = (CLASSICAL,),
+    reference_free: bool = False,
+    guides: Subset | None = None,
 ) -> Evaluation:
-    """Scores all networks on all images of ``subset``.
+    """Scores all networks on all images of ``subset``. Where the degradation leaves no truth to compare with, nothing
+    has a quality, and there is no kind *clean*.
 
     :param tiling: how large images are cut for IP and for segmentations (a diagnosis sees the whole image).
     :param cache: keeps for the next run what does not depend on this one: the scores of degraded images and of the
         classical remedies, and those that networks which no optimizer moves have on clean and on degraded images.
     :param readers: networks that took no part in the training, with their tasks.
     :param remedies: the names of those classical remedies that are tried, as far as the degradation has them.
+    :param reference_free: whether what needs no truth is measured too (:mod:`train.evaluation.reference_free`).
+    :param guides: images of high quality, which are what enhanced images should be like where there is no truth.
     """
     judges = [("", *each) for each in trained.judges] + [(READER, *each) for each in readers]
     judges = [each for each in judges if each[1].can_score(subset)]
     for network in (*trained.networks.values(), *(network for _, network in readers)):
         network.eval()
     tiling = tiling or Tiling()
-    kinds = KINDS if trained.trains_ip else KINDS[:2]
+    kinds = [kind for kind in KINDS if kind != "clean" or degrade.has_truth]
+    kinds = [kind for kind in kinds if kind != "enhanced" or trained.trains_ip]
+    own = ReferenceFree([network for _, network in readers], device) if reference_free else None
     found: dict[str, dict[str, Scored]] = {kind: {} for kind in kinds}
     content = None
     if cache is not None:
         content = digest(subset, degrade)
         for prefix, judge, network in judges:
             if not any(parameter.requires_grad for parameter in network.parameters()):
-                for kind in KINDS[:2]:
-                    found[kind][prefix + judge.name] = known_scores(
-                        judge, network, subset, degrade, kind, content, device=device, tiling=tiling, cache=cache
-                    )
+                for kind in kinds:
+                    if kind != "enhanced":
+                        found[kind][prefix + judge.name] = known_scores(
+                            judge, network, subset, degrade, kind, content, device=device, tiling=tiling, cache=cache
+                        )
     scorers = {
         (kind, prefix + judge.name): (judge, network, judge.scorer(subset))
         for prefix, judge, network in judges
@@ -193,12 +207,18 @@ def evaluate(
     }
     enhanced: list[Quality] = []
     for shown in views(trained, subset, degrade, device=device, tiling=tiling):
-        if shown.enhanced is not None:
+        if degrade.has_truth and shown.enhanced is not None:
             enhanced.append(image_quality(shown.enhanced, shown.clean))
+        if own is not None:
+            for kind in kinds:
+                own.add(kind, getattr(shown, kind))
         for (kind, _), (judge, network, scorer) in scorers.items():
             scorer.add(_answer(judge, network, getattr(shown, kind), device, tiling), shown.index)
     for (kind, name), (_, _, scorer) in scorers.items():
         found[kind][name] = Scored.of(scorer)
+    if own is not None and guides is not None and not degrade.has_truth:
+        for i in range(len(guides)):
+            own.add("clean", guides.image(i)[None])
 
     def gathered(which: Callable[[Scored], Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         return {
@@ -211,7 +231,9 @@ def evaluate(
         }
 
     return Evaluation(
-        degraded=_quality(subset, degrade, partial(enlarged, scale=degrade.scale), ["bicubic"], content, cache),
+        degraded=_quality(subset, degrade, partial(enlarged, scale=degrade.scale), ["bicubic"], content, cache)
+        if degrade.has_truth
+        else None,
         enhanced=_joined(enhanced) if enhanced else None,
         remedies={
             name: Restored(remedy.title, classical_quality(subset, degrade, remedy, content, cache=cache))
@@ -220,6 +242,7 @@ def evaluate(
         },
         scores=gathered(lambda scored: scored.result) if judges else {},
         per_image=gathered(lambda scored: scored.per_image) if judges else {},
+        reference_free={} if own is None else own.result(SUFFIXES),
     )
 
 

@@ -24,6 +24,19 @@ class Score(NamedTuple):
     form: str
 
 
+REFERENCE_FREE = (
+    Score("blur", "blur", ".3f"),
+    Score("feature_frechet", "Frechet distance (reader's features)", ".3g"),
+    Score("feature_kernel", "kernel distance (reader's features)", ".3g"),
+)
+"""What is measured without clean images, where it is asked for; less is better.
+
+*blur* is the mean of scikit-image's ``blur_effect``. The distances are those between the features that the independent
+reader has of images of a kind and of clean test images (of the guides, where the clean ones are not known). They are
+not FID and KID, whose features are those of Inception on photographs, and no figure of another project is like them.
+"""
+
+
 class Scorer(ABC):
     """Gathers what a VR says about one kind of images, a few at a time: its memory does not grow with their number."""
 

@@ -13,6 +13,7 @@ from torch import nn
 from train.data.base import ImageData
 from train.evaluation.evaluate import READER, Evaluation
 from train.evaluation.metrics import PSNR_CAP, majority_share
+from train.evaluation.scores import REFERENCE_FREE, Score
 from train.outputs.remedies import remedies_of, title_key
 from train.strategies import Strategy
 from train.strategies.auxiliary import AUXILIARIES
@@ -69,7 +70,7 @@ def collect(
         }
 
     titles = ["accuracy", *(score.key for each in strategy.auxiliaries for score in each.scores)]
-    titles += evaluation.scores.get("clean", {})
+    titles += evaluation.scores.get("degraded", {})
     kinds = {"_degraded": "degraded", "": "enhanced", "_clean": "clean"}
     skipped = steps["skipped"][~np.isnan(steps["skipped"])]  # without the steps of a pre-training
     return about | {
@@ -85,6 +86,7 @@ def collect(
             for title in dict.fromkeys(titles)
             for of, kind in kinds.items()
         },
+        **evaluation.reference_free,
         "accuracy_majority": majority_share(data.test.labels),
         **_open_shares(strategy, steps),
         "steps": len(skipped),
@@ -134,6 +136,7 @@ def summary(metrics: Metrics, folder: Path) -> Group:
         for score in AUXILIARIES[name].scores  # type: ignore[attr-defined]
         if f"{READER}{score.key}_clean" in metrics
     ]
+    judged += [Score(*each) for each in REFERENCE_FREE if f"{each[0]}_degraded" in metrics]
     scores = Table()
     scores.add_column(f"{kind} images")
     for column in ("PSNR (dB)", "SSIM", *(score.title for score in judged)):
@@ -141,7 +144,9 @@ def summary(metrics: Metrics, folder: Path) -> Group:
     rows = [("degraded", "_degraded"), *((f"classical: {name}", end) for end, name in remedies_of(metrics).items())]
     if metrics["ip"] is not None:
         rows.append((f"enhanced: {metrics['ip']}", ""))
-    for label, suffix in (*rows, ("clean", "_clean")):
+    if metrics["psnr_degraded"] is not None:
+        rows.append(("clean", "_clean"))
+    for label, suffix in rows:
         image = (metrics.get(f"psnr{suffix}"), metrics.get(f"ssim{suffix}")) if label != "clean" else (None, None)
         cells = [label, _number(image[0], ".2f"), _number(image[1], ".3f")]
         cells += [_number(metrics.get(f"{score.key}{suffix}"), score.form) for score in judged]
@@ -173,6 +178,7 @@ def summary(metrics: Metrics, folder: Path) -> Group:
         "IP": _network(metrics, "ip") or "none (this strategy trains VR alone)",
         "VR": vr,
         "SEG": _network(metrics, "seg"),
+        "critic": _network(metrics, "critic"),
         "gate open": f"{opened} of {metrics['steps']} steps{f'; {skipped} skipped' if skipped else ''}",
         "step of IP": "" if metrics["ip"] is None else f"backend {metrics['backend']} on {metrics['device']}",
         "took": f"{metrics['seconds']:.0f} s",

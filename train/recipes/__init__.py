@@ -6,6 +6,7 @@ from train.recipes import camus_denoise as camus_denoise  # isort: skip  (the fi
 from train.recipes import covidct_denoise as covidct_denoise  # isort: skip
 from train.recipes import cross_domain as cross_domain  # isort: skip
 from train.recipes import gates as gates  # isort: skip
+from train.recipes import hqgnet as hqgnet  # isort: skip
 from train.recipes import iconet as iconet  # isort: skip
 from train.recipes import isic_denoise as isic_denoise  # isort: skip
 from train.recipes import isic_sr as isic_sr  # isort: skip

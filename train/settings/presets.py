@@ -24,6 +24,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "srresnet.features": 64,
         "iconet.blocks": 8,
         "iconet.features": 64,
+        "hqgnet.width": 64,
+        "patch.width": 64,
         "vr": "resnet50",
         "lr": 3e-4,
         "vr_lr": 2e-4,
@@ -67,6 +69,7 @@ def preset_settings(preset: str) -> Settings:
             (settings.network, "ip", settings.network.ip),
             (settings.auxiliary, "vr", settings.auxiliary.vr),
             (settings.auxiliary, "seg", settings.auxiliary.seg),
+            (settings.unpaired, "critic", settings.unpaired.critic),
         )
     }
     plain = {name: value for name, value in PRESETS[preset].items() if "." not in name}

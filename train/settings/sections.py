@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from models import IP, SEG, VR, Networks, Registry, UnknownNameError
+from models import CRITIC, IP, SEG, VR, Networks, Registry, UnknownNameError
 from train.errors import RunError
 from train.strategies import STRATEGIES, Strategy, strategy_class
 from train.strategies.auxiliary import AUXILIARIES
-from train.strategies.base import Gate, Granularity, TrainOn, VRLoss, VRUpdate
+from train.strategies.base import Gate, Granularity, Hyper, Keeps, TrainOn, VRLoss, VRUpdate
 
-NETWORKS: dict[str, Networks] = {"ip": IP, "vr": VR, "seg": SEG}
+NETWORKS: dict[str, Networks] = {"ip": IP, "vr": VR, "seg": SEG, "critic": CRITIC}
 """The roles' keys, which are also their flags, and where their networks are looked up."""
 
 
@@ -119,8 +119,9 @@ class Degradation(Section):
 
     task: str = setting(
         "denoise",
-        "What IP has to undo: denoise, sr2, sr3, sr4, mixture, kspace2, kspace4, joint2, joint4, or degradations with "
-        "their arguments, joined by +, such as poisson:30+blur:1.5. (--task list shows them all.)",
+        "What IP has to undo: denoise, sr2, sr3, sr4, mixture, kspace2, kspace4, joint2, joint4, none (images are poor "
+        "as they are), or degradations with their arguments, joined by +, such as poisson:30+blur:1.5. (--task list "
+        "shows them all.)",
     )
     sigma: float = setting(0.1, "Standard deviation of the noise of task denoise, for images in [0, 1].", least=0)
 
@@ -246,7 +247,7 @@ class Method(Section):
     """How IP and VR are trained."""
 
     strategy: str = setting("gradprom", "How IP and VR are trained.")
-    gate: Gate | None = setting(None, "Gate of strategy gradprom; the others fix their own.", concerns="gate")
+    gate: Gate | None = setting(None, "Gate of strategies gradprom and hqg; the others fix their own.", concerns="gate")
     threshold: float = setting(
         0.0, "Cosine at which a hard or a soft gate opens.", least=-1, most=1, concerns="threshold"
     )
@@ -282,6 +283,56 @@ class Method(Section):
     def kind(self) -> type[Strategy]:
         """The strategy's class."""
         return strategy_class(self.strategy)
+
+
+@dataclass(frozen=True)
+class Unpaired(Section):
+    """Learning from images of low and of high quality that are no pairs: the critic, and the weights of the losses."""
+
+    critic: str = setting("patch", "Network that tells images of high quality from enhanced ones.", concerns="critic")
+    critic_options: Any = setting(None, "", concerns="critic")
+    critic_lr: float = setting(2e-4, "Learning rate of the critic, same course.", above=0, concerns="critic")
+    adversarial_weight: float = setting(1.0, "Weight of IP's loss against the critic.", least=0, concerns="unpaired")
+    r1_weight: float = setting(
+        1.0,
+        "Weight of the critic's penalty for a steep answer about images of high quality.",
+        least=0,
+        concerns="unpaired",
+    )
+    wavelet_weight: float = setting(
+        10.0, "Weight of the difference of enhanced and degraded images in Haar wavelets.", least=0, concerns="unpaired"
+    )
+    keeps: Keeps = setting(
+        "details",
+        "What of the degraded image the wavelet loss holds on to. details: for uneven light and blur. brightness: for "
+        "noise.",
+        concerns="unpaired",
+    )
+    feature_weight: float = setting(
+        1.0,
+        "Weight of the difference of enhanced and degraded images in the features of IP's encoder and of VR.",
+        least=0,
+        concerns="unpaired",
+    )
+    consistency_weight: float = setting(
+        1.0,
+        "Weight of the difference of enhanced images and guides in what the guidance encoder says of them.",
+        least=0,
+        concerns="unpaired",
+    )
+    kl_weight: float = setting(
+        0.01, "Weight of the divergence of guides' descriptions (--ip.variational).", least=0, concerns="unpaired"
+    )
+    hyper: Hyper = setting(
+        "first-order",
+        "unrolled: the gradient of a task's loss also goes through VR's last step, which costs a second derivative.",
+        concerns="unpaired",
+    )
+    inner_steps: int = setting(1, "Steps of VR in each of IP's.", least=1, concerns="unpaired")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _complete_options(self, "critic")
 
 
 @dataclass(frozen=True)
@@ -366,6 +417,11 @@ class Evaluation(Section):
         "(pip install bm3d; its license allows non-commercial use alone).",
         computes=False,
     )
+    reference_free: bool = setting(
+        False,
+        "Also measure what needs no clean image: how blurred images are and, with --reader, how far they are as a "
+        "whole from images of high quality in the reader's features (Frechet and kernel distance, not of Inception).",
+    )
     evaluate_on: Literal["test", "val"] = setting(
         "test", "val: score the validation images, to choose settings by, and leave the test images alone."
     )
@@ -419,6 +475,7 @@ class Settings:
     network: Network = field(default_factory=Network)
     auxiliary: Auxiliary = field(default_factory=Auxiliary)
     method: Method = field(default_factory=Method)
+    unpaired: Unpaired = field(default_factory=Unpaired)
     training: Training = field(default_factory=Training)
     alone: Alone = field(default_factory=Alone)
     clean: Clean = field(default_factory=Clean)
@@ -437,6 +494,11 @@ class Settings:
             )
         if self.starts_clean and self.auxiliary.vr_weights is not None:
             raise RunError("--vr-start clean and --vr-weights both say what VR begins with; leave one out")
+        if self.network.ip_aux_names and self.method.kind.guided:
+            raise RunError(
+                f"--ip-aux {self.network.ip_aux}: strategy {self.method.strategy} has no pairs, which losses of IP's "
+                "own compare; leave it out"
+            )
         if self.ip_starts_alone and self.network.ip_weights is not None:
             raise RunError("--ip-start alone and --ip-weights both say what IP begins with; leave one out")
 
@@ -538,6 +600,7 @@ SECTIONS: dict[str, type[Any]] = {
     "network": Network,
     "auxiliary": Auxiliary,
     "method": Method,
+    "unpaired": Unpaired,
     "training": Training,
     "alone": Alone,
     "clean": Clean,

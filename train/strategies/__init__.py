@@ -11,6 +11,7 @@ STRATEGIES: Registry[Strategy] = Registry("strategy")
 
 from train.strategies import frozen as frozen  # noqa: E402  (the files register themselves in the registry above)
 from train.strategies import gradprom as gradprom  # noqa: E402
+from train.strategies import hqg as hqg  # noqa: E402
 from train.strategies import ip_only as ip_only  # noqa: E402
 from train.strategies import joint as joint  # noqa: E402
 from train.strategies import published as published  # noqa: E402

@@ -32,6 +32,8 @@ Granularity = Literal["global", "tensor"]
 TrainOn = Literal["degraded", "clean"]
 VRUpdate = Literal["train", "fixed", "ema"]
 VRLoss = Literal["supervised", "unsupervised"]
+Keeps = Literal["details", "brightness"]
+Hyper = Literal["first-order", "unrolled"]
 Optimizer = TypeVar("Optimizer", bound="torch.optim.Optimizer")
 
 
@@ -49,6 +51,7 @@ class Role(NamedTuple):
 
 
 IP = Role("image processing", "main", "ip")
+CRITIC = Role("critic", "auxiliary", "critic")
 
 
 class Measure(NamedTuple):
@@ -83,12 +86,15 @@ class Batch:
     :param degraded: ``float32 [N, C, crop / scale, crop / scale]``.
     :param labels: ``int64 [N]``; -1 where the data set has none.
     :param masks: ``int64 [N, crop, crop]``; ``None`` where no auxiliary reads them.
+    :param guide: crops of other images, of high quality, ``float32 [N, C, crop, crop]`` in [0, 1]; ``None`` where the
+        strategy is not guided. Where it is, ``clean`` is for nothing but its shape.
     """
 
     clean: Tensor
     degraded: Tensor
     labels: Tensor
     masks: Tensor | None = None
+    guide: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``, images in channels_last order (the faster one for convolutions on every device)."""
@@ -98,7 +104,8 @@ class Batch:
             images.to(device, memory_format=torch.channels_last) for images in (self.clean, self.degraded)
         )
         masks = None if self.masks is None else self.masks.to(device)
-        return Batch(clean, degraded, self.labels.to(device), masks)
+        guide = None if self.guide is None else self.guide.to(device, memory_format=torch.channels_last)
+        return Batch(clean, degraded, self.labels.to(device), masks, guide)
 
     def enlarged(self) -> Tensor:
         """The degraded images, enlarged bicubically to the size of the clean ones where they are smaller."""
@@ -122,6 +129,26 @@ class Phase(NamedTuple):
     moves: tuple[str, ...]
 
 
+class Unpaired(NamedTuple):
+    """What a strategy that learns from unpaired images is asked for: the weights of its losses, and how it is solved.
+
+    :param keeps: what of the degraded image the wavelet loss holds on to: its details (uneven light, blur), or its
+        brightness (noise, which is in the details).
+    :param hyper: whether the gradient of a task's loss regards VR's last step as fixed, or as a function of the images.
+    :param inner_steps: steps of VR per iteration.
+    """
+
+    adversarial_weight: float = 1.0
+    r1_weight: float = 1.0
+    wavelet_weight: float = 10.0
+    feature_weight: float = 1.0
+    consistency_weight: float = 1.0
+    kl_weight: float = 0.01
+    keeps: Keeps = "details"
+    hyper: Hyper = "first-order"
+    inner_steps: int = 1
+
+
 class Terms(NamedTuple):
     """What a run asks of its strategy.
 
@@ -138,6 +165,7 @@ class Terms(NamedTuple):
         clean images already.
     :param ema_decay: share of the slow copy that a step leaves.
     :param ip_aux: names of those losses of IP's own (:class:`models.training.TrainingLoss`) that are auxiliaries.
+    :param unpaired: what concerns unpaired images.
     """
 
     epochs: int = 1
@@ -149,6 +177,7 @@ class Terms(NamedTuple):
     vr_start: Literal["fresh", "clean"] = "fresh"
     ema_decay: float = 0.99
     ip_aux: tuple[str, ...] = ()
+    unpaired: Unpaired = Unpaired()
 
 
 @dataclass(frozen=True)
@@ -184,6 +213,8 @@ class Strategy(ABC):
 
     :cvar trains_ip: whether there is an IP.
     :cvar uses_auxiliaries: whether there is a VR.
+    :cvar guided: whether it learns from unpaired images: its training images have no clean partner, and a batch has a
+        guide.
     :cvar settings: names of the settings that it reads besides those of its networks; ``--help`` shows no others.
     :cvar gate: the gate of IP's optimizer: one of the library's names, or what makes a gate.
     :cvar gate_is_free: whether the user may choose another one.
@@ -197,6 +228,7 @@ class Strategy(ABC):
 
     trains_ip: ClassVar[bool] = True
     uses_auxiliaries: ClassVar[bool] = True
+    guided: ClassVar[bool] = False
     settings: ClassVar[frozenset[str]] = frozenset()
     gate: ClassVar[Gate | Callable[[], gp.GatePolicy]] = "never"
     gate_is_free: ClassVar[bool] = False
@@ -272,6 +304,12 @@ class Strategy(ABC):
     def enhance(self, degraded: Tensor) -> Tensor:
         """What the trained networks make of degraded images, for evaluation and figures: ``float [N, C, h, w] ->
         float [N, C, h * scale, w * scale]``, on their device, not clamped."""
+
+    def settle(self, guides: Sequence[Tensor]) -> None:  # noqa: B027 (as above)
+        """Called once, when a guided training is over and before anything is evaluated or written.
+
+        :param guides: training images of high quality, ``float32 [C, H, W]`` each, on the networks' device.
+        """
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +33,7 @@ class Crops(Dataset[Batch]):
     :param seed: the run's seed.
     :param masks: whether the masks are cut out, too.
     :param augment: whether crops are also turned, enlarged, shifted and brightened (:func:`train.training.augment`).
+    :param guides: images of high quality that are none of ``subset``; of each example, one is cut out too.
     :raises RunError: an image is smaller than a crop; the message names it.
     """
 
@@ -45,6 +46,7 @@ class Crops(Dataset[Batch]):
         seed: int,
         masks: bool = False,
         augment: bool = False,
+        guides: Subset | None = None,
     ) -> None:
         self.subset = subset
         self.degrade = degrade
@@ -52,18 +54,32 @@ class Crops(Dataset[Batch]):
         self.seed = seed
         self.masks = masks
         self.augment = augment
-        small = next((i for i in range(len(subset)) if min(subset.size(i)) < crop), None)
-        if small is not None:
-            height, width = subset.size(small)
-            raise RunError(
-                f"--crop {crop} does not fit into the training image {subset.names[small]} of {height} x {width} px; "
-                "give a smaller --crop, or a --size"
-            )
+        self.guides = guides
+        for each in (subset,) if guides is None else (subset, guides):
+            small = next((i for i in range(len(each)) if min(each.size(i)) < crop), None)
+            if small is not None:
+                height, width = each.size(small)
+                raise RunError(
+                    f"--crop {crop} does not fit into the training image {each.names[small]} of {height} x {width} px; "
+                    "give a smaller --crop, or a --size"
+                )
 
     def _cut(self, key: Key) -> tuple[Tensor, Tensor | None]:
         """A crop ``float32 [C, crop, crop]``, and its mask ``int64 [crop, crop]``."""
         image = self.subset.image(key.image)
         generator = torch.Generator().manual_seed(stable_seed("crop", self.seed, *key))
+        cut = self._window(image, generator)
+        crop, mask = cut(image), cut(self.subset.mask(key.image)) if self.masks else None
+        return augmented(crop, mask, generator) if self.augment else (crop, mask)
+
+    def _guide(self, guides: Subset, key: Key) -> Tensor:
+        """A crop of a random image of high quality, ``float32 [C, crop, crop]``."""
+        generator = torch.Generator().manual_seed(stable_seed("guide", self.seed, *key))
+        image = guides.image(int(torch.randint(len(guides), (), generator=generator)))
+        return self._window(image, generator)(image)
+
+    def _window(self, image: Tensor, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """A random crop of images of this size, mirrored or not."""
         rows, columns = image.shape[1] - self.crop + 1, image.shape[2] - self.crop + 1
         top, left, mirrored = (int(torch.randint(n, (), generator=generator)) for n in (rows, columns, 2))
 
@@ -71,8 +87,18 @@ class Crops(Dataset[Batch]):
             pixels = pixels[..., top : top + self.crop, left : left + self.crop]
             return pixels.flip(-1) if mirrored else pixels
 
-        crop, mask = cut(image), cut(self.subset.mask(key.image)) if self.masks else None
-        return augmented(crop, mask, generator) if self.augment else (crop, mask)
+        return cut
+
+    def whole_guides(self, most: int) -> list[Tensor]:
+        """Some of the images of high quality, as the seed decides: ``float32 [C, H, W]`` each.
+
+        :param most: how many, at most.
+        """
+        if self.guides is None:
+            return []
+        generator = torch.Generator().manual_seed(stable_seed("guides", self.seed))
+        chosen = torch.randperm(len(self.guides), generator=generator)[:most].tolist()
+        return [self.guides.image(place) for place in chosen]
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         cut = [self._cut(key) for key in keys]
@@ -81,7 +107,8 @@ class Crops(Dataset[Batch]):
         labels = self.subset.labels
         known = [-1 if labels is None else int(labels[key.image]) for key in keys]
         masks = [mask for _, mask in cut if mask is not None]
-        return Batch(clean, degraded, torch.tensor(known), torch.stack(masks) if masks else None)
+        guide = None if self.guides is None else torch.stack([self._guide(self.guides, key) for key in keys])
+        return Batch(clean, degraded, torch.tensor(known), torch.stack(masks) if masks else None, guide)
 
 
 class Order(Sampler[list[Key]]):

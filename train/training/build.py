@@ -14,14 +14,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import gradprom_ext as gp
 from train.data.base import ImageData
+from train.data.unpaired import by_name, by_nature
 from train.degradations import Degradation
 from train.errors import RunError
 from train.evaluation.evaluate import evaluate
 from train.seeds import stable_seed
 from train.settings.sections import NETWORKS, Settings
-from train.strategies import Strategy
+from train.strategies import STRATEGIES, Strategy, strategy_class
 from train.strategies.auxiliary import AUXILIARIES, Auxiliary
-from train.strategies.base import Learner, Phase, Role, Terms
+from train.strategies.base import CRITIC, Learner, Phase, Role, Terms, Unpaired
 from train.training.batches import Crops, Order
 from train.training.schedule import course
 from train.training.weights import load_weights
@@ -32,6 +33,11 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], type[torch.optim.Optimi
     "adamw": (gp.GradPromAdamW, torch.optim.AdamW, {}),
     "sgd": (gp.GradPromSGD, torch.optim.SGD, {"momentum": 0.9}),
 }
+
+CRITIC_BETAS = (0.5, 0.999)
+"""Of Adam: a critic whose gradients remember less follows images that change (A. Radford et al., arXiv:1511.06434)."""
+GUIDES = 16
+"""Training images of high quality whose mean description is the guide of inference."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Experiment:
     :param batch_size: crops per iteration.
     :param seed: of the run.
     :param device: where to compute.
+    :param data: its images: those that were asked for or, where they are unpaired, what is left of them.
     """
 
     strategy: Strategy
@@ -52,6 +59,13 @@ class Experiment:
     batch_size: int
     seed: int
     device: torch.device
+    data: ImageData
+
+    def settle(self) -> None:
+        """Lets the strategy do what it does once the training is over."""
+        guides = self.crops.whole_guides(GUIDES)
+        if guides:
+            self.strategy.settle([image.to(self.device) for image in guides])
 
     def order(self, phase: Phase, start: int = 0) -> Order:
         """The batches of a phase from iteration ``start`` on."""
@@ -80,6 +94,7 @@ def build(
     :param first: weights that networks begin with in the place of random ones, by the keys of their roles.
     :raises RunError: the settings do not fit the data or each other; nothing is made.
     """
+    data = _unpaired(settings, data, degrade)
     per_epoch = len(data.train) // settings.training.batch_size
     if not per_epoch:
         raise RunError(
@@ -109,10 +124,11 @@ def build(
         seed=settings.training.seed,
         masks=any(each.masks for each in strategy.auxiliaries),
         augment=settings.training.augment,
+        guides=data.guides if strategy.guided else None,
     )
-    experiment = Experiment(
-        strategy, strategy.phases(per_epoch), crops, settings.training.batch_size, settings.training.seed, device
-    )
+    training = settings.training
+    phases = strategy.phases(per_epoch)
+    experiment = Experiment(strategy, phases, crops, training.batch_size, training.seed, device, data)
     equip = partial(
         build_learners,
         settings,
@@ -127,6 +143,23 @@ def build(
     rehearse(experiment, settings, data)
     strategy.equip(equip())
     return experiment
+
+
+def _unpaired(settings: Settings, data: ImageData, degrade: Degradation) -> ImageData:
+    """The images that a strategy is trained and tried on.
+
+    :raises RunError: the strategy learns from pairs, and there are none, or the other way round.
+    """
+    method = settings.method
+    if method.kind.guided:
+        return by_name(data, seed=settings.training.seed) if degrade.has_truth else by_nature(data)
+    if method.kind.trains_ip and not degrade.has_truth:
+        unpaired = ", ".join(name for name in STRATEGIES if strategy_class(name).guided)
+        raise RunError(
+            f"--strategy {method.strategy} compares images with clean ones, and --task none has none; it goes with: "
+            f"{unpaired}"
+        )
+    return data
 
 
 def _flags(values: Mapping[str, int], between: str) -> str:
@@ -155,6 +188,7 @@ def build_strategy(settings: Settings, data: ImageData) -> Strategy:
         vr_start=settings.auxiliary.vr_start,
         ema_decay=settings.auxiliary.ema_decay,
         ip_aux=settings.network.ip_aux_names,
+        unpaired=Unpaired(**{name: getattr(settings.unpaired, name) for name in Unpaired._fields}),
     )
     return kind(auxiliaries, terms)
 
@@ -194,10 +228,13 @@ def build_learners(
         networks[role.key] = build_network(settings, role, auxiliaries, channels=data.channels, scale=scale)
     for name in ("ip_weights", "vr_weights"):
         if (file := settings.values[name]) is not None:
-            keys = [role.key for role in strategy.roles if (role.kind == "main") == (name == "ip_weights")]
+            keys = ["ip"] if name == "ip_weights" else list(auxiliaries)
+            keys = [key for key in keys if key in networks]
             load_weights(file, {key: networks[key] for key in keys}, flag="--" + name.replace("_", "-"))
     for key, weights in first.items():
         networks[key].load_state_dict(weights)
+    if "ip" in networks:
+        check_crop(settings, networks["ip"])
     learners: dict[str, Learner] = {}
     for role in strategy.roles:
         network = networks[role.key]
@@ -208,10 +245,28 @@ def build_learners(
                 network.parameters(), lr=training.lr, **gate_of(settings, strategy), **options
             )
         else:
-            optimizer = pytorchs(network.parameters(), lr=training.vr_lr, fused=True, **options)  # type: ignore[call-arg]
+            own: dict[str, Any] = {"lr": training.vr_lr, "fused": True, **options}
+            if role == CRITIC:
+                own["lr"] = settings.unpaired.critic_lr
+                if training.optimizer != "sgd":
+                    own["betas"] = CRITIC_BETAS
+            optimizer = pytorchs(network.parameters(), **own)
         iterations = sum(phase.iterations for phase in phases if role.key in phase.moves)
         learners[role.key] = Learner(network, optimizer, LambdaLR(optimizer, partial(course, iterations)))
     return learners
+
+
+def check_crop(settings: Settings, ip: nn.Module) -> None:
+    """
+    :raises RunError: IP wants crops of another size.
+    """
+    crop, multiple = settings.training.crop, getattr(ip, "crop_multiple", 1)
+    if crop % multiple or (multiple > 1 and crop < 2 * multiple):
+        nearest = max(2, round(crop / multiple)) * multiple
+        raise RunError(
+            f"--crop {crop} does not fit --ip {settings.network.ip}, which needs a multiple of {multiple} and at least "
+            f"{2 * multiple}; give --crop {nearest}"
+        )
 
 
 def gate_of(settings: Settings, strategy: Strategy) -> dict[str, Any]:
@@ -250,8 +305,10 @@ def build_network(
     name, options = settings.values[role.key], settings.values[f"{role.key}_options"]
     if role.kind == "main":
         shape: dict[str, int] = {"channels": channels, "scale": scale}
-    else:
+    elif role.key in auxiliaries:
         shape = {"channels": channels, "num_classes": auxiliaries[role.key].num_classes}
+    else:
+        shape = {"channels": channels}
     try:
         return NETWORKS[role.key].build(name, options, **shape)
     except ValueError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from train.errors import RunError, reason
+from train.settings.sections import NETWORKS
 
 MANY = 5  # names that a message lists, of each kind
 
@@ -31,7 +32,7 @@ def load_weights(path: Path, networks: Mapping[str, nn.Module], *, flag: str) ->
     for key, network in networks.items():
         prefix = f"{key}."
         share = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
-        if not share and len(networks) == 1 and not any(name.split(".")[0] in ("ip", "vr", "seg") for name in found):
+        if not share and len(networks) == 1 and not any(name.split(".")[0] in NETWORKS for name in found):
             prefix, share = "", found
         own = network.state_dict()
         wrong["missing"] += [prefix + name for name in own if name not in share]

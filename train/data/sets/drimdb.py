@@ -7,7 +7,11 @@ Layout of the folder, as its authors publish it::
 
     Good/drimdb_good (*).jpg         Bad/drimdb_bad (*).jpg         Outlier/drimdb_outlier (*).jpg
 
-The class is the quality. There is no official split, and which images are of one patient is not published: the images
+The class is the quality, so that the set is unpaired by nature: with ``--task none``, bad images are enhanced, good
+ones guide, and outliers are left out, as are bad images in which nothing can be recovered
+(:func:`train.data.unpaired.recoverable`).
+
+There is no official split, and which images are of one patient is not published: the images
 are split by a seed. Date and time of the photograph are burnt in at the top right, often the same for several images of
 a class, so that a network could learn the writing; that place is blanked in every image, also in those without writing.
 Outliers (eyes, rooms, rulers) have another size at times; a few bad images are nearly white, nearly black or gray.
@@ -25,6 +29,7 @@ from train.data.phantoms.drawing import drawn
 from train.data.phantoms.fundus import photograph
 from train.data.readers import ImageFile
 from train.data.splits import seeded
+from train.data.unpaired import by_label
 
 CLASS_NAMES = ("Good", "Bad", "Outlier")
 
@@ -60,8 +65,21 @@ class DRIMDB(DataSet):
         ]
         return Listing(seeded(examples, seed=split_seed, what=str(path)), CLASS_NAMES)
 
+    def read(
+        self,
+        path: Path,
+        *,
+        size: int | None,
+        channels: int,
+        cache: ArrayCache,
+        progress: bool,
+        split_seed: int = 0,
+    ) -> ImageData:
+        data = super().read(path, size=size, channels=channels, cache=cache, progress=progress, split_seed=split_seed)
+        return _rated(data)
+
     def phantom(self, *, size: int, channels: int, cache: ArrayCache, progress: bool) -> ImageData:
-        return drawn(
+        data = drawn(
             self.name,
             photograph,
             counts=PHANTOM_COUNTS,
@@ -70,6 +88,11 @@ class DRIMDB(DataSet):
             cache=cache,
             progress=progress,
         )
+        return _rated(data)
+
+
+def _rated(data: ImageData) -> ImageData:
+    return by_label(data, low=CLASS_NAMES.index("Bad"), high=CLASS_NAMES.index("Good"))
 
 
 def _images(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
     DIR/images/*      PNG, JPEG, TIFF, BMP, NPY, ...; of any size; 8 bits, 16 bits or floating point
     DIR/masks/*       optional: for each image a mask of the same stem and size, holding class indices 0, 1, 2, ...
     DIR/labels.csv    optional: a row per image; columns image and any of label, patient, split
+    DIR/hq/*          optional: other images, of high quality; those in images/ are then of low quality (--task none)
 
 In ``labels.csv`` an image is named as in ``images/``, with or without that folder and its ending. Columns may come in
 any order, and others are ignored. ``label`` is the class in words, or a number. ``split`` is train, val or test;
@@ -19,11 +20,13 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, Listing
+from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, ImageData, Listing, View
+from train.data.cache import ArrayCache
+from train.data.decoding import decoded
 from train.data.layout import table
 from train.data.readers import ImageFile, MaskFile
 from train.data.splits import refuse_shared_patients, seeded
@@ -34,6 +37,7 @@ ENDINGS = {
 }  # fmt: skip
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # what operating systems leave in folders, beside hidden files
 _COLUMNS = ("image", "label", "patient", "split")
+HIGH = "hq"
 
 
 @DATASETS.register("folder")
@@ -69,6 +73,43 @@ class Folder(DataSet):
         else:
             splits = seeded(list(examples.values()), seed=split_seed, what=str(path))
         return Listing(splits, class_names, title=f"{self.name}-{path.absolute().resolve().name}")
+
+    def read(
+        self,
+        path: Path,
+        *,
+        size: int | None,
+        channels: int,
+        cache: ArrayCache,
+        progress: bool,
+        split_seed: int = 0,
+    ) -> ImageData:
+        data = super().read(path, size=size, channels=channels, cache=cache, progress=progress, split_seed=split_seed)
+        if not (path / HIGH).exists():
+            return data
+        files = _files(path / HIGH, what="image")
+        low = {name for split in SPLITS for name in getattr(data, split).names}
+        stems = {Path(name).stem: name for name in low}
+        if shared := [name for name in files if Path(name).stem in stems]:
+            more = f", and {len(shared) - 1} more such pairs" if len(shared) > 1 else ""
+            raise DataError(
+                f"{path} has {stems[Path(shared[0]).stem]} in images/ and {shared[0]} in {HIGH}/"
+                f"{more}; images of low and of high "
+                "quality must be of different scenes: rename what is, and remove what is not"
+            )
+        guides = [Example(id=f"{HIGH}/{name}", image=ImageFile(file)) for name, file in files.items()]
+        listing = Listing({"train": guides, "val": (), "test": ()}, title=data.title)
+        high = decoded(self, listing, View(size, channels), folder=path, cache=cache, progress=progress).train
+        if high.images.dtype != data.train.images.dtype:
+            raise DataError(
+                f"{path / HIGH} holds {high.images.dtype} values and {path / 'images'} {data.train.images.dtype}: "
+                "which values are equally bright cannot be known; save all images in one type"
+            )
+        # Of floating-point images the extremes tell what 0 and 1 stand for: those of both folders.
+        pairs = list(zip(data.train.value_range, high.value_range, strict=True))
+        common = (min(pairs[0]), max(pairs[1]))
+        subsets: dict[str, Any] = {s: replace(getattr(data, s), value_range=common) for s in SPLITS}
+        return replace(data, guides=replace(high, value_range=common), low_quality=frozenset(low), **subsets)
 
 
 @dataclass(frozen=True)
