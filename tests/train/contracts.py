@@ -358,12 +358,12 @@ def batches(n: int) -> list[Batch]:
 
 
 def fresh_networks(
-    auxiliaries: Sequence[str], ip_aux: Sequence[str] | None = None, name: str = "gradprom"
+    auxiliaries: Sequence[str], name: str = "gradprom", *, ip_aux: Sequence[str] | None = None
 ) -> dict[str, nn.Module]:
     """By the keys of their roles, without dropout.
 
-    :param ip_aux: where it is given, IP owns its loss.
     :param name: of the strategy that they are for.
+    :param ip_aux: where it is given, IP owns its loss.
     """
     torch.manual_seed(3)
     if ip_aux is None:
@@ -476,7 +476,7 @@ def own_losses(ip: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
 
 def _check_definition(name: str, auxiliaries: Sequence[str], terms: Terms, ip_aux: Sequence[str] | None) -> list[float]:
     """Against autograd and torch.optim: the combination written out, every loss from a forward pass of its own."""
-    networks = fresh_networks(auxiliaries, ip_aux)
+    networks = fresh_networks(auxiliaries, ip_aux=ip_aux)
     own = copy.deepcopy(networks)
     terms = terms._replace(epochs=1, pretrain_epochs=1)
     strategy = make_strategy(name, networks, auxiliaries, terms=terms)
@@ -665,7 +665,8 @@ def _check_nan(name: str, auxiliaries: Sequence[str], terms: Terms, ip_aux: Sequ
     and the step after it is as if there had been no NaN."""
     terms = terms._replace(epochs=1, pretrain_epochs=1)
     disturbed, other = (
-        make_strategy(name, fresh_networks(auxiliaries, ip_aux, name), auxiliaries, terms=terms) for _ in range(2)
+        make_strategy(name, fresh_networks(auxiliaries, name, ip_aux=ip_aux), auxiliaries, terms=terms)
+        for _ in range(2)
     )
     good, bad, after = batches(3)
     nan = Batch(bad.clean * math.nan, bad.degraded * math.nan, bad.labels, bad.masks, bad.guide)
@@ -696,7 +697,7 @@ def _same(one: Any, other: Any) -> bool:
 
 def _check_without_weight(name: str, auxiliaries: Sequence[str], ip_aux: Sequence[str] | None) -> None:
     """With lambda 0, IP is trained as if there were no VR; without pairs, as if the gate were closed for good."""
-    advised, alone = (fresh_networks(auxiliaries, ip_aux, name) for _ in range(2))
+    advised, alone = (fresh_networks(auxiliaries, name, ip_aux=ip_aux) for _ in range(2))
     guided = strategy_class(name).guided
     pair = (
         make_strategy(name, advised, auxiliaries, weights=[0.0] * len(auxiliaries)),

@@ -25,7 +25,7 @@ from . import tiny
 from .contracts import LR, batches, fresh_networks, make_strategy, own_losses, target_loss
 from .tiny import config, image_data
 
-WITH_IP = [name for name in STRATEGIES if strategy_class(name).trains_ip]
+WITH_PAIRS = [name for name in STRATEGIES if strategy_class(name).trains_ip and not strategy_class(name).guided]
 
 
 def test_the_sum_of_the_parts():
@@ -40,7 +40,7 @@ def test_the_sum_of_the_parts():
 @pytest.mark.parametrize("name", ["pcgrad", "gradvac", "mgda"])
 def test_gates_that_compare_all_gradients_at_once(name):
     """They get IP's own loss like any other auxiliary: in front of VR's, with its own weight."""
-    networks = fresh_networks(["dia"], ["rec"])
+    networks = fresh_networks(["dia"], ip_aux=["rec"])
     own = copy.deepcopy(networks)
     strategy = make_strategy(name, networks, terms=Terms(ip_aux=("rec",)))
     strategy.enter(strategy.phases(1)[-1])
@@ -61,7 +61,7 @@ def test_gates_that_compare_all_gradients_at_once(name):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("strategy", WITH_IP)
+@pytest.mark.parametrize("strategy", WITH_PAIRS)
 def test_each_loss_of_its_own_has_its_own_weight(strategy):
     settings = config(
         strategy=strategy, ip="tiny-staged", ip_aux="flat,rec", aux="dia,seg", seg="tiny", aux_weight=(3.0, 4.0)
@@ -84,6 +84,10 @@ def test_each_loss_of_its_own_has_its_own_weight(strategy):
         (["--ip-aux", "rec"], r"srresnet has no loss 'rec' of its own; networks that have any: iconet \(rec\)"),
         (["--ip", "tiny-staged", "--ip-aux", "rec,rec"], "--ip-aux rec,rec: a loss is named twice"),
         (["--ip", "tiny-staged", "--ip-aux", ""], "tiny-staged has no loss '' of its own"),
+        (
+            ["--ip", "tiny-staged", "--ip-aux", "rec", "--strategy", "hqg-only"],
+            "--ip-aux rec: strategy hqg-only has no pairs",
+        ),
     ],
 )
 def test_a_loss_that_there_is_not(flags, said):
@@ -127,7 +131,7 @@ def test_what_a_run_leaves_behind(strategy, ip_aux, columns, tmp_path):
 def test_what_is_not_an_auxiliary_is_a_part_of_the_main_loss():
     (batch,) = batches(1)
     for ip_aux in ((), ("rec",)):
-        networks = fresh_networks(["dia"], ip_aux)
+        networks = fresh_networks(["dia"], ip_aux=ip_aux)
         strategy = make_strategy("ip-only", networks, terms=Terms(ip_aux=ip_aux))
         strategy.enter(strategy.phases(1)[-1])
         found = strategy.losses(batch)
