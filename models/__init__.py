@@ -17,6 +17,19 @@ IP = Networks("IP network")
 VR = Networks("VR network")
 SEG = Networks("segmentation network")
 
-from models import resnet, srresnet, unet  # noqa: E402  (the files register themselves in the registries above)
+from models import resnet, srresnet, swin, unet, vit  # noqa: E402  (the files register themselves in the registries above)
 
-__all__ = ["IP", "SEG", "VR", "Networks", "NoOptions", "Registry", "UnknownNameError", "resnet", "srresnet", "unet"]
+__all__ = [
+    "IP",
+    "SEG",
+    "VR",
+    "Networks",
+    "NoOptions",
+    "Registry",
+    "UnknownNameError",
+    "resnet",
+    "srresnet",
+    "swin",
+    "unet",
+    "vit",
+]

@@ -34,7 +34,7 @@ from train.settings.naming import identity, run_name
 from train.settings.sections import Data, known
 from train.strategies.auxiliary import AUXILIARIES, Auxiliary
 from train.training.build import Experiment, build, build_auxiliaries, build_network
-from train.training.clean import READER_SEED, clean_weights
+from train.training.clean import READER_SEED, clean_weights, pretrained_weights
 from train.training.engine import Cadence, Engine
 from train.training.progress import Display, stop_on_signal, summary_writer
 
@@ -165,7 +165,8 @@ def on_validation(data: ImageData) -> ImageData:
 
 @dataclass(frozen=True)
 class CleanVRs:
-    """The VRs of a run that were trained on clean images, trained where the cache has not got them.
+    """The networks of a run that were trained before it, on clean images or without labels; they are trained where the
+    cache has not got them.
 
     :param facts: the fingerprint of the data.
     :param display: shows the trainings.
@@ -180,12 +181,20 @@ class CleanVRs:
     def first(self) -> dict[str, Any]:
         """What VR begins with, by the keys of the roles; empty where it begins with random weights."""
         settings = self.settings
-        if not settings.starts_clean:
+        if not (settings.starts_clean or settings.starts_pretrained):
             return {}
         return {
             AUXILIARIES[name].role.key: self._weights(name, self._seed)  # type: ignore[attr-defined]
+            if settings.starts_clean
+            else self._pretrained(name)
             for name in settings.auxiliary.names
         }
+
+    def _pretrained(self, auxiliary: str) -> dict[str, torch.Tensor]:
+        cache = ArrayCache(default_cache_dir())
+        return pretrained_weights(
+            self.settings, self.data, self.facts, auxiliary, device=self.device, cache=cache, display=self.display
+        )
 
     def readers(self) -> list[tuple[Auxiliary, torch.nn.Module]]:
         """The independent readers with their tasks; none where none was asked for."""
@@ -315,10 +324,10 @@ def _introduction(
     training = settings.training
     names = {}
     for role in experiment.strategy.roles:
-        options = vars(settings.values[f"{role.key}_options"])
-        told = ", ".join(f"{name} {value}" for name, value in options.items())
-        names[role.key] = settings.values[role.key] + (f" with {told}" if told else "")
-    return introduction(
+        options = settings.values.get(f"{role.key}_options")
+        told = ", ".join(f"{name} {value}" for name, value in vars(options).items()) if options else ""
+        names[role.key] = settings.values.get(role.key, role.name) + (f" with {told}" if told else "")
+    said = introduction(
         data,
         experiment.strategy,
         names,
@@ -326,6 +335,7 @@ def _introduction(
         f"of {training.batch_size} crops of {training.crop} px, on {experiment.device.type}",
         folder.path,
     )
+    return "\n".join([said, *(f"first weights: {note}" for note in experiment.notes)])
 
 
 def finish(
@@ -349,7 +359,7 @@ def finish(
         strategy, data.test, degrade, device=experiment.device, cache=cache, readers=readers, remedies=remedies
     )
     folder.write_images(data.test.names, evaluation.table())
-    folder.write_weights(strategy.networks, vars(about) | to_json(settings.without_paths))
+    folder.write_weights(strategy.networks, vars(about) | to_json(settings.without_paths), without=strategy.untrained)
     draw(data, experiment, engine, evaluation, folder, about.name)
     values = settings.values
     said = {
@@ -370,7 +380,7 @@ def finish(
     networks: Metrics = dict.fromkeys(("ip", "ip_parameters", "vr", "vr_parameters"))
     for role in strategy.roles:
         networks |= {
-            role.key: values[role.key],
+            role.key: values.get(role.key, role.name),  # a network of the strategy's own has no name but its role's
             f"{role.key}_parameters": count_parameters(strategy.networks[role.key]),
         }
     metrics = collect(said, data, strategy, engine.log.read(), evaluation)

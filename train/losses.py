@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from models.registry import Registry
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+IMAGE_LOSSES: Registry[Tensor] = Registry("image loss")
+"""Losses between images by name (``--ip-loss``): ``f(enhanced, clean)``, ``float [N, C, H, W]`` each, gives ``[]``."""
 
+
+@IMAGE_LOSSES.register("mse")
 def image_loss(enhanced: Tensor, clean: Tensor) -> Tensor:
     """``L_IP``: mean squared error over all pixels.
 
@@ -21,6 +27,99 @@ def image_loss(enhanced: Tensor, clean: Tensor) -> Tensor:
     import torch.nn.functional as F
 
     return F.mse_loss(enhanced, clean)
+
+
+def rmse_loss(enhanced: Tensor, clean: Tensor) -> Tensor:
+    """Root of the mean squared error over the batch. Where the images are equal its gradient is 0, and not the NaN of a
+    root at 0.
+
+    :param enhanced: ``float [N, C, H, W]``.
+    :param clean: the same shape.
+    """
+    import torch
+
+    return image_loss(enhanced, clean).clamp(min=torch.finfo(torch.float32).eps ** 2).sqrt()
+
+
+def gradient_loss(enhanced: Tensor, clean: Tensor) -> Tensor:
+    """Mean absolute error of the forward differences along x, plus that of those along y.
+
+    :param enhanced: ``float [N, C, H, W]``, ``H`` and ``W`` at least 2.
+    :param clean: the same shape.
+    """
+    error = enhanced - clean
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+HIGH_PASS = tuple(10 * i / 512 for i in range(1, 6))
+"""Where the high-pass filters of Frepa pass 1 - 1/e, in cycles per pixel: 10, 20, ... 50 bins at 512 pixels."""
+
+
+def high_passed(images: Tensor, cut: float) -> Tensor:
+    """Images without their low frequencies: the gain is ``1 - exp(-r^2 / cut^2)``, 0 at frequency 0.
+
+    :param images: ``float [..., H, W]``.
+    :param cut: in cycles per pixel.
+    """
+    from train.frequencies import filtered, radius
+
+    distance = radius(*images.shape[-2:], device=images.device)
+    return filtered(images, -(-distance.square() / cut**2).expm1())
+
+
+def high_frequency_loss(enhanced: Tensor, clean: Tensor) -> Tensor:
+    """HFL: mean absolute error of the high-passed images, summed over the filters of ``HIGH_PASS``. The filter is
+    centered on frequency 0, which it removes: a constant offset costs nothing.
+
+    :param enhanced: ``float [N, C, H, W]``.
+    :param clean: the same shape.
+    """
+    import torch
+
+    error = enhanced - clean  # filters are linear
+    return torch.stack([high_passed(error, cut).abs().mean() for cut in HIGH_PASS]).sum()
+
+
+@IMAGE_LOSSES.register("frepa")
+def frepa_loss(enhanced: Tensor, clean: Tensor) -> Tensor:
+    """``RMSE + gradient + 0.2 HFL``: the reconstruction loss of Frepa's published code (Chu et al., arXiv:2407.14651).
+
+    :param enhanced: ``float [N, C, H, W]``, ``H`` and ``W`` at least 2.
+    :param clean: the same shape.
+    """
+    return rmse_loss(enhanced, clean) + gradient_loss(enhanced, clean) + 0.2 * high_frequency_loss(enhanced, clean)
+
+
+def consistency_loss(embedding: Tensor, target: Tensor) -> Tensor:
+    """``1 - cos`` between two embeddings of one image, over the channels at each place. No gradient reaches ``target``.
+
+    :param embedding: ``float [N, D, h, w]``.
+    :param target: the same shape.
+    """
+    import torch.nn.functional as F
+
+    return (1 - F.cosine_similarity(embedding, target.detach(), dim=1)).mean()
+
+
+def real_or_not(logits_real: Tensor, logits_made: Tensor) -> Tensor:
+    """What a critic learns from: ``softplus(-real) + softplus(made)``, means over all logits.
+
+    :param logits_real: of real images, any shape.
+    :param logits_made: of those that a network has made.
+    """
+    import torch.nn.functional as F
+
+    return F.softplus(-logits_real).mean() + F.softplus(logits_made).mean()
+
+
+def taken_for_real(logits: Tensor) -> Tensor:
+    """What a network learns from that wants its images to be taken for real ones: ``softplus(-logits)``.
+
+    :param logits: of a critic, for the images that the network has made.
+    """
+    import torch.nn.functional as F
+
+    return F.softplus(-logits).mean()
 
 
 def diagnosis_loss(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:

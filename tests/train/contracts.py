@@ -541,11 +541,16 @@ def _check_without_weight(name: str, auxiliaries: Sequence[str]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-def check_checkpoints(name: str, aux: str, folder: Path) -> None:
-    """Stopped in the midst of each phase and taken up by objects that know nothing of it, a run ends as a whole one."""
+def check_checkpoints(name: str, aux: str, folder: Path, **changes: Any) -> None:
+    """Stopped in the midst of each phase and taken up by objects that know nothing of it, a run ends as a whole one.
+
+    :param changes: further settings.
+    """
+    if not (strategy_class(name).trains_ip or strategy_class(name).uses_auxiliaries):
+        changes = {"vr": "tiny-encoder", "crop": 16, **changes}
 
     def make(where: str) -> Engine:
-        settings = tiny.config(strategy=name, aux=aux, seg="tiny")
+        settings = tiny.config(strategy=name, aux=aux, seg="tiny", **changes)
         (folder / where).mkdir(exist_ok=True)
         data = tiny.with_masks(tiny.image_data())
         experiment = build(settings, data, Gaussian(0.1), device=torch.device("cpu"))

@@ -124,6 +124,7 @@ STRATEGY_CASES = [
     for name in STRATEGIES
     for auxiliaries in AUXILIARY_SETS
     if isinstance(strategy_class(name).gate, str) or len(auxiliaries) == 1
+    if strategy_class(name).trains_ip or strategy_class(name).uses_auxiliaries  # the others: test_masked.py
 ]
 
 

@@ -299,9 +299,11 @@ def shown_help(*argv: str) -> str:
 
 
 EVERYWHERE = {name for name, field in FIELDS.items() if not field.metadata["concerns"]}
-ADVISED = {"ip", "ip_weights", "aux", "vr_weights", "aux_weight", "vr_update", "vr_loss", "vr_start", "lr", "vr_lr"}
+IMAGES = {"ip", "ip_weights", "ip_loss", "lr"}
+ADVISED = IMAGES | {"aux", "vr_weights", "aux_weight", "vr_update", "vr_loss", "vr_start", "vr_lr"}
 DIA = {"vr", "label_smoothing"}
 GATED = {"gate", "threshold", "granularity", "aux_cap"}
+MASKED = {f"masked_{name}" for name in ("epochs", "steps", "lr", "batch_size", "crop", "seed", "adversarial")}
 CLEAN = {f"clean_{name}" for name in ("epochs", "lr", "batch_size", "crop", "augment", "smoothing", "seed")}
 
 
@@ -309,10 +311,10 @@ CLEAN = {f"clean_{name}" for name in ("epochs", "lr", "batch_size", "crop", "aug
     ("argv", "names", "options"),
     [
         ([], ADVISED | DIA | GATED, {"--ip.blocks"}),
-        (["--strategy", "ip-only"], {"ip", "ip_weights", "lr"}, {"--ip.blocks"}),
+        (["--strategy", "ip-only"], IMAGES, {"--ip.blocks"}),
         (
             ["--strategy", "ip-only", "--reader"],
-            {"ip", "ip_weights", "aux", "vr_weights", "lr", "vr_lr"} | DIA | CLEAN,
+            IMAGES | {"aux", "vr_weights", "vr_lr"} | DIA | CLEAN,
             {"--ip.blocks"},
         ),
         (["--strategy", "vr-only"], {"aux", "vr_weights", "train_on", "vr_lr"} | DIA, set()),
@@ -322,6 +324,12 @@ CLEAN = {f"clean_{name}" for name in ("epochs", "lr", "batch_size", "crop", "aug
             {"--ip.blocks", "--seg.features"},
         ),
         (["--strategy", "frozen", "--vr-start", "clean"], ADVISED - {"vr_update"} | DIA | CLEAN, {"--ip.blocks"}),
+        (["--vr-start", "mfm"], ADVISED | DIA | GATED | MASKED, {"--ip.blocks"}),
+        (
+            ["--strategy", "masked", "--vr", "vit"],
+            {"aux", "vr_weights", "vr_lr", "adversarial", "ip_loss"} | DIA,
+            {"--vr.patch"},
+        ),
         (["--vr-update", "ema"], ADVISED | DIA | GATED | {"pretrain_epochs", "ema_decay"}, {"--ip.blocks"}),
         (["--vr-loss", "unsupervised"], ADVISED | DIA | GATED | {"pretrain_epochs"}, {"--ip.blocks"}),
         (

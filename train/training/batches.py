@@ -33,6 +33,7 @@ class Crops(Dataset[Batch]):
     :param seed: the run's seed.
     :param masks: whether the masks are cut out, too.
     :param augment: whether crops are also turned, enlarged, shifted and brightened (:func:`train.training.augment`).
+    :param second: whether every crop is degraded a second time, too.
     :raises RunError: an image is smaller than a crop; the message names it.
     """
 
@@ -45,6 +46,7 @@ class Crops(Dataset[Batch]):
         seed: int,
         masks: bool = False,
         augment: bool = False,
+        second: bool = False,
     ) -> None:
         self.subset = subset
         self.degrade = degrade
@@ -52,6 +54,7 @@ class Crops(Dataset[Batch]):
         self.seed = seed
         self.masks = masks
         self.augment = augment
+        self.second = second
         small = next((i for i in range(len(subset)) if min(subset.size(i)) < crop), None)
         if small is not None:
             height, width = subset.size(small)
@@ -81,7 +84,10 @@ class Crops(Dataset[Batch]):
         labels = self.subset.labels
         known = [-1 if labels is None else int(labels[key.image]) for key in keys]
         masks = [mask for _, mask in cut if mask is not None]
-        return Batch(clean, degraded, torch.tensor(known), torch.stack(masks) if masks else None)
+        second = None
+        if self.second:
+            second = self.degrade(clean, [stable_seed("second noise", self.seed, *key) for key in keys])
+        return Batch(clean, degraded, torch.tensor(known), torch.stack(masks) if masks else None, second)
 
 
 class Order(Sampler[list[Key]]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from train.strategies.auxiliary import AUXILIARIES, Auxiliary
 from train.strategies.base import Learner, Phase, Role, Terms
 from train.training.batches import Crops, Order
 from train.training.schedule import course
-from train.training.weights import load_weights
+from train.training.weights import load_state, load_weights
 
 # Update rules by name: IP's (one of ours), VR's (PyTorch's), and what both are given besides the learning rate.
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], type[torch.optim.Optimizer], dict[str, Any]]] = {
@@ -44,6 +44,7 @@ class Experiment:
     :param batch_size: crops per iteration.
     :param seed: of the run.
     :param device: where to compute.
+    :param notes: what a person should know about the first weights, a sentence each.
     """
 
     strategy: Strategy
@@ -52,6 +53,7 @@ class Experiment:
     batch_size: int
     seed: int
     device: torch.device
+    notes: Sequence[str] = ()
 
     def order(self, phase: Phase, start: int = 0) -> Order:
         """The batches of a phase from iteration ``start`` on."""
@@ -109,9 +111,11 @@ def build(
         seed=settings.training.seed,
         masks=any(each.masks for each in strategy.auxiliaries),
         augment=settings.training.augment,
+        second=strategy.second,
     )
+    notes: list[str] = []
     experiment = Experiment(
-        strategy, strategy.phases(per_epoch), crops, settings.training.batch_size, settings.training.seed, device
+        strategy, strategy.phases(per_epoch), crops, settings.training.batch_size, settings.training.seed, device, notes
     )
     equip = partial(
         build_learners,
@@ -123,9 +127,9 @@ def build(
         device=device,
         first=first or {},
     )
-    strategy.equip(equip())
+    strategy.equip(equip(notes=notes))
     rehearse(experiment, settings, data)
-    strategy.equip(equip())
+    strategy.equip(equip(notes=[]))
     return experiment
 
 
@@ -154,6 +158,9 @@ def build_strategy(settings: Settings, data: ImageData) -> Strategy:
         vr_loss=settings.auxiliary.vr_loss,
         vr_start=settings.auxiliary.vr_start,
         ema_decay=settings.auxiliary.ema_decay,
+        ip_loss=settings.network.ip_loss,
+        adversarial=method.adversarial,
+        encoder=AUXILIARIES[settings.auxiliary.names[0]].role.key,  # type: ignore[attr-defined]
     )
     return kind(auxiliaries, terms)
 
@@ -176,27 +183,34 @@ def build_learners(
     scale: int,
     device: torch.device,
     first: Mapping[str, Mapping[str, Tensor]],
+    notes: list[str],
 ) -> dict[str, Learner]:
     """A network with fresh weights (which depend on the seed alone) and an optimizer for every role of ``strategy``.
 
     :param scale: by what factor IP enlarges.
     :param first: weights that networks begin with, by the keys of their roles.
+    :param notes: to which is added what the first weights lack.
     :raises RunError: an option does not fit the data, or a file of weights does not fit a network.
     """
     training = settings.training
     ours, pytorchs, options = OPTIMIZERS[training.optimizer]
     auxiliaries = {each.role.key: each for each in strategy.auxiliaries}
-    networks = {}
+    networks: dict[str, nn.Module] = {}
     for role in strategy.roles:
         # The stream of random numbers is that of the role: whatever else there is, its first weights are the same.
         torch.manual_seed(stable_seed(role.key.upper(), training.seed))
-        networks[role.key] = build_network(settings, role, auxiliaries, channels=data.channels, scale=scale)
+        own = strategy.own_network(role, networks, channels=data.channels)
+        networks[role.key] = own or build_network(settings, role, auxiliaries, channels=data.channels, scale=scale)
     for name in ("ip_weights", "vr_weights"):
         if (file := settings.values[name]) is not None:
-            keys = [role.key for role in strategy.roles if (role.kind == "main") == (name == "ip_weights")]
-            load_weights(file, {key: networks[key] for key in keys}, flag="--" + name.replace("_", "-"))
+            keys = [
+                role.key
+                for role in strategy.roles
+                if role.key in NETWORKS and (role.kind == "main") == (name == "ip_weights")
+            ]
+            notes += load_weights(file, {key: networks[key] for key in keys}, flag="--" + name.replace("_", "-"))
     for key, weights in first.items():
-        networks[key].load_state_dict(weights)
+        notes += load_state(networks[key], weights, key=key)
     learners: dict[str, Learner] = {}
     for role in strategy.roles:
         network = networks[role.key]
@@ -245,7 +259,9 @@ def build_network(
     if role.kind == "main":
         shape: dict[str, int] = {"channels": channels, "scale": scale}
     else:
-        shape = {"channels": channels, "num_classes": auxiliaries[role.key].num_classes}
+        # An encoder that is pre-trained has no task: the smallest head there is, which nothing will reach.
+        classes = auxiliaries[role.key].num_classes if role.key in auxiliaries else 2
+        shape = {"channels": channels, "num_classes": classes}
     try:
         return NETWORKS[role.key].build(name, options, **shape)
     except ValueError as error:
@@ -266,7 +282,9 @@ def rehearse(experiment: Experiment, settings: Settings, data: ImageData) -> Non
     """
     strategy, training = experiment.strategy, settings.training
     by_size = sorted(range(len(data.test)), key=lambda i: math.prod(data.test.size(i)))
-    networks = " and ".join(f"--{role.key} {settings.values[role.key]}" for role in strategy.roles)
+    networks = " and ".join(
+        f"--{role.key} {settings.values[role.key]}" for role in strategy.roles if role.key in NETWORKS
+    )
     what, hint = "", ""
     try:
         for phase in experiment.phases:

@@ -1,12 +1,13 @@
-"""VRs that have learned from clean images: what a fixed VR begins with, and the independent reader. Trained once, then
-kept in the cache under a key of everything they depend on."""
+"""Networks that are trained once and kept in the cache under a key of everything they depend on: VRs that have learned
+from clean images (what a fixed VR begins with, and the independent reader), and encoders that were pre-trained."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,17 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-import models
+import models.decoder
+import models.trunks
 from train import losses
 from train.data.base import ImageData
 from train.data.cache import ArrayCache, file_sha256
-from train.degradations import Gaussian
+from train.degradations import Degradation, Gaussian, parse
 from train.outputs.run_folder import RunFolder
 from train.settings.naming import identity
 from train.settings.sections import Settings
+from train.strategies import masked
+from train.strategies.masked import METHODS
 from train.training import augment, batches
 from train.training.build import build
 from train.training.engine import Cadence, Engine
@@ -31,6 +35,7 @@ READER_SEED = 1000
 """What is added to a run's seed to have that of its reader: it must not be the VR that the run began with."""
 
 _CODE = (augment, batches, losses, models.resnet, models.unet)
+_PRETRAINING_CODE = (models.swin, models.vit, models.trunks, models.decoder, masked)
 _NOTHING = Gaussian(0.0)
 
 
@@ -92,17 +97,128 @@ def clean_weights(
     :raises KeyboardInterrupt: a signal asked to stop.
     """
     own = clean_settings(settings, auxiliary, seed)
+    return _trained_once(
+        own,
+        data,
+        _NOTHING,
+        facts,
+        name=f"vr-{settings.data.dataset}-{auxiliary}",
+        title="training VR on clean images",
+        what="Training VR ({role}, seed {seed}) on clean images",
+        code=_CODE,
+        device=device,
+        cache=cache,
+        display=display,
+    )
+
+
+def pretraining_settings(settings: Settings, auxiliary: str, seed: int) -> Settings:
+    """The settings of the pre-training that ``--vr-start`` names: those of ``python -m train.pretrain``.
+
+    :param settings: of the run that begins with it.
+    :param auxiliary: the task whose network is pre-trained.
+    """
+    given = settings.pretraining
+    method = METHODS[settings.auxiliary.vr_start]
+    return settings.change(
+        {
+            "aux": auxiliary,
+            "aux_weight": settings.auxiliary.aux_weight[:1],
+            "ip_weights": None,
+            "vr_weights": None,
+            "vr_start": "fresh",
+            "strategy": "masked",
+            "gate": None,
+            "threshold": 0.0,
+            "task": method.task,
+            "ip_loss": method.ip_loss,
+            "adversarial": given.masked_adversarial or method.adversarial,
+            "optimizer": "adamw",
+            "vr_lr": given.masked_lr,
+            "batch_size": given.masked_batch_size,
+            "crop": given.masked_crop or settings.data.size,
+            "epochs": given.masked_epochs,
+            "max_steps": given.masked_steps,
+            "augment": False,
+            "seed": seed,
+            "reader": False,
+            "evaluate_on": "test",
+            "resume": None,
+        }
+    )
+
+
+def pretrained_weights(
+    settings: Settings,
+    data: ImageData,
+    facts: Mapping[str, Any],
+    auxiliary: str,
+    *,
+    device: torch.device,
+    cache: ArrayCache,
+    display: Display,
+) -> dict[str, Tensor]:
+    """The weights of an encoder that was pre-trained on the training images as ``--vr-start`` says, from the cache or
+    trained now; without its head.
+
+    :param settings: of the run that begins with it; only those of its network and of section ``pretraining`` matter.
+    :param facts: the fingerprint of the data.
+    :param auxiliary: the task whose network is pre-trained.
+    :param display: shows the training.
+    :raises RunError: it cannot be trained with these settings.
+    :raises KeyboardInterrupt: a signal asked to stop.
+    """
+    start, given = settings.auxiliary.vr_start, settings.pretraining.masked_seed
+    own = pretraining_settings(settings, auxiliary, settings.training.seed if given is None else given)
+    return _trained_once(
+        own,
+        data,
+        parse(own.degradation.task),
+        facts,
+        name=f"{start}-{settings.data.dataset}-{auxiliary}",
+        title=f"pre-training ({start})",
+        what=f"Pre-training ({start}) of the {{role}} of {auxiliary}, seed {{seed}}",
+        code=(*_CODE, *_PRETRAINING_CODE),
+        device=device,
+        cache=cache,
+        display=display,
+    )
+
+
+def _trained_once(
+    own: Settings,
+    data: ImageData,
+    degrade: Degradation,
+    facts: Mapping[str, Any],
+    *,
+    name: str,
+    title: str,
+    what: str,
+    code: Sequence[ModuleType],
+    device: torch.device,
+    cache: ArrayCache,
+    display: Display,
+) -> dict[str, Tensor]:
+    """The weights of the first network of a training, from the cache or trained now.
+
+    :param own: the training's settings.
+    :param name: begins the name of the file in the cache.
+    :param title: of the training's phases.
+    :param what: is announced, with the fields ``role`` and ``seed``.
+    :param code: the modules whose content decides what is computed.
+    """
     key = {
-        "run": identity(own, facts, degradation=str(_NOTHING)),
-        "code": [file_sha256(Path(str(module.__file__))) for module in _CODE],
+        "run": identity(own, facts, degradation=str(degrade)),
+        "code": [file_sha256(Path(str(module.__file__))) for module in code],
         "torch": torch.__version__,
     }
 
     def train() -> dict[str, np.ndarray]:
-        experiment = build(own, data, _NOTHING, device=device)
-        (role,) = experiment.strategy.roles
-        experiment.phases[:] = [each._replace(title="training VR on clean images") for each in experiment.phases]
-        display.announce(f"Training VR ({role.name}, seed {seed}) on clean images, once: it is kept in the cache.")
+        experiment = build(own, data, degrade, device=device)
+        strategy = experiment.strategy
+        role = strategy.roles[0]
+        experiment.phases[:] = [each._replace(title=title) for each in experiment.phases]
+        display.announce(f"{what.format(role=role.name, seed=own.training.seed)}, once: it is kept in the cache.")
         with tempfile.TemporaryDirectory() as scratch:
             display.begin(experiment.strategy.measures, batch_size=experiment.batch_size, events=None)
             # A checkpoint at the end alone: a training of minutes that is interrupted begins again.
@@ -112,9 +228,13 @@ def clean_weights(
             with stop_on_signal() as stop:
                 if not engine.train(display, stop):
                     raise KeyboardInterrupt
-        state = experiment.strategy.networks[role.key].state_dict()
-        weights = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
+        state = {
+            name: value.detach().cpu().contiguous()
+            for name, value in strategy.networks[role.key].state_dict().items()
+            if f"{role.key}.{name}" not in strategy.untrained
+        }
+        weights = save(state)
         return {"weights": np.frombuffer(weights, np.uint8)}
 
-    found = cache.arrays(f"vr-{settings.data.dataset}-{auxiliary}", key, train)
+    found = cache.arrays(name, key, train)
     return load(found["weights"].tobytes())
