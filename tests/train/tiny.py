@@ -169,8 +169,9 @@ SETTINGS = {
 
 
 def changed(changes: dict) -> dict:
-    """``SETTINGS`` with changes: the options go with the network."""
-    values = SETTINGS | changes
+    """``SETTINGS`` with changes: the options go with the network. What is pre-trained is an encoder, and a critic takes
+    no crop of 8 px."""
+    values = SETTINGS | ({"vr": "tiny-encoder", "crop": SIDE} if changes.get("strategy") == "masked" else {}) | changes
     if values.get("ip", "srresnet") != "srresnet":
         values = {name: value for name, value in values.items() if name in changes or not name.startswith("ip.")}
     return values

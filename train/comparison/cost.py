@@ -13,6 +13,7 @@ from train.recipes import RECIPES
 from train.recipes.base import Preset
 from train.settings import Settings
 from train.settings.sections import NETWORKS
+from train.strategies.auxiliary import AUXILIARIES
 
 # Of a run besides its steps, in seconds: start, decoding from the cache, evaluation. Measured on two CPU cores with the
 # recipes of preset quick.
@@ -68,7 +69,10 @@ def _time(seconds: float) -> str:
 
 
 def estimate(jobs: Sequence[Job]) -> float:
-    """Seconds that the jobs take on this machine, one after the other, with each VR of clean images counted once."""
+    """Seconds that the jobs take on this machine, one after the other, with each VR of clean images and each
+    pre-training counted once."""
+    from train.training.clean import pretraining_settings
+
     total, clean = 0.0, set()
     for job in jobs:
         settings = job.settings
@@ -80,6 +84,12 @@ def estimate(jobs: Sequence[Job]) -> float:
                 if key not in clean:
                     clean.add(key)
                     total += _clean(settings, auxiliary) / speed()
+        for auxiliary in settings.auxiliary.names if settings.starts_pretrained else ():
+            own = pretraining_settings(settings, auxiliary)
+            key = (settings.auxiliary.vr_start, auxiliary, own.training.seed, own.auxiliary.vr, own.data.dataset)
+            if key not in clean:
+                clean.add(key)
+                total += _steps(own) * _pretraining_step(own) / speed()
     return total
 
 
@@ -108,6 +118,13 @@ def _step(settings: Settings) -> float:
         vr = _operations(settings, "vr" if auxiliary == "dia" else "seg", training.crop)
         total += 2 * ip + 3 * vr
     return total * training.batch_size
+
+
+def _pretraining_step(settings: Settings) -> float:
+    """Operations of a step of a pre-training: encoder, decoder (about half as much) and, if any, second image."""
+    key = AUXILIARIES[settings.auxiliary.names[0]].role.key  # type: ignore[attr-defined]
+    images = 2 if settings.method.adversarial in ("consistency", "both") else 1.5
+    return 3 * images * _operations(settings, key, settings.training.crop) * settings.training.batch_size
 
 
 def _operations(settings: Settings, key: str, side: int) -> float:

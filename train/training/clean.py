@@ -17,10 +17,21 @@ from torch import Tensor
 
 import models.decoder
 import models.trunks
-from train import losses
+from train import frequencies, losses
 from train.data.base import ImageData
 from train.data.cache import ArrayCache, file_sha256
-from train.degradations import Degradation, Gaussian, parse
+from train.degradations import (
+    Degradation,
+    Gaussian,
+    frepa,
+    frequency_disc,
+    frequency_mask,
+    grids,
+    histogram_mask,
+    low_frequency_noise,
+    parse,
+    zero_mask,
+)
 from train.outputs.run_folder import RunFolder
 from train.settings.naming import identity
 from train.settings.sections import Settings
@@ -35,7 +46,21 @@ READER_SEED = 1000
 """What is added to a run's seed to have that of its reader: it must not be the VR that the run began with."""
 
 _CODE = (augment, batches, losses, models.resnet, models.unet)
-_PRETRAINING_CODE = (models.swin, models.vit, models.trunks, models.decoder, masked)
+_PRETRAINING_CODE = (
+    frequencies,
+    frepa,
+    frequency_disc,
+    frequency_mask,
+    grids,
+    histogram_mask,
+    low_frequency_noise,
+    masked,
+    models.decoder,
+    models.swin,
+    models.trunks,
+    models.vit,
+    zero_mask,
+)
 _NOTHING = Gaussian(0.0)
 
 
@@ -112,7 +137,7 @@ def clean_weights(
     )
 
 
-def pretraining_settings(settings: Settings, auxiliary: str, seed: int) -> Settings:
+def pretraining_settings(settings: Settings, auxiliary: str) -> Settings:
     """The settings of the pre-training that ``--vr-start`` names: those of ``python -m train.pretrain``.
 
     :param settings: of the run that begins with it.
@@ -140,7 +165,7 @@ def pretraining_settings(settings: Settings, auxiliary: str, seed: int) -> Setti
             "epochs": given.masked_epochs,
             "max_steps": given.masked_steps,
             "augment": False,
-            "seed": seed,
+            "seed": settings.training.seed if given.masked_seed is None else given.masked_seed,
             "reader": False,
             "evaluate_on": "test",
             "resume": None,
@@ -168,8 +193,7 @@ def pretrained_weights(
     :raises RunError: it cannot be trained with these settings.
     :raises KeyboardInterrupt: a signal asked to stop.
     """
-    start, given = settings.auxiliary.vr_start, settings.pretraining.masked_seed
-    own = pretraining_settings(settings, auxiliary, settings.training.seed if given is None else given)
+    start, own = settings.auxiliary.vr_start, pretraining_settings(settings, auxiliary)
     return _trained_once(
         own,
         data,
