@@ -3,8 +3,8 @@
 What the frozen encoders hold (ring correlation per frequency, linear probe, frozen segmentation) is asked by one
 command over the same cached weights, for each data set:
 
-    python -m train.probe --masked-steps 320 --masked-seed 0 --dataset covidct
-    python -m train.probe --masked-steps 320 --masked-seed 0 --dataset isic2018 --channels 3
+    python -m train.probe --masked-steps 160 --masked-seed 0 --dataset covidct
+    python -m train.probe --masked-steps 160 --masked-seed 0 --dataset isic2018 --channels 3
 """
 
 from train.recipes.base import RECIPES, Arm, Condition, Recipe
@@ -21,7 +21,7 @@ def frepa() -> Recipe:
         title="Denoising at sigma 0.1 with GradProm, VR pre-trained without labels: Frepa, MAE, MFM, or not at all",
         question="Does a VR that has kept high frequencies conflict less often with denoising?",
         settings={"task": "denoise", "sigma": 0.1, "masked_seed": 0, "aux_weight": (1e-2,)},
-        quick={**QUICK_CT, "clean_epochs": 3, "masked_steps": 320},
+        quick={**QUICK_CT, "clean_epochs": 3, "masked_steps": 160},
         conditions=(
             Condition("COVID-CT, diagnosis", {"dataset": "covidct", "aux": "dia"}),
             Condition("ISIC, segmentation", {**ISIC, "aux": "seg"}),

@@ -121,7 +121,7 @@ class Masked(Strategy):
 
             # Of no batch statistics: what is true of an image does not depend on those beside it.
             return PatchDiscriminator(
-                spatial_dims=2, channels=32, in_channels=channels, num_layers_d=2, norm=("INSTANCE", {"affine": True})
+                spatial_dims=2, channels=16, in_channels=channels, num_layers_d=2, norm=("INSTANCE", {"affine": True})
             )
         return None
 
