@@ -59,6 +59,19 @@ def test_vit_knows_where_a_patch_is_in_images_of_any_size() -> None:
     torch.testing.assert_close(embedding[:, 0, 0], embedding[:, -1, -1])
 
 
+def test_as_many_patches_in_another_shape_are_interpolated_too() -> None:
+    """16 x 64 patches as 32 x 32: whoever counts them takes the places of the one for those of the other."""
+    network = VR.build("vit", ViTOptions(features=12, depth=1, side=8), channels=1, num_classes=2).eval()
+    with torch.no_grad():
+        network.embed.weight.zero_()
+        network.position.copy_(torch.arange(8.0)[:, None] * torch.ones(1, 12, 8, 8))  # tells the row
+        wide = network.features(torch.rand(1, 1, 32, 128))
+        square = network.features(torch.rand(1, 1, 64, 64))
+    for each in (wide, square):
+        assert (each.std(3) < 1e-5).all(), "along a row all places are alike"
+    assert wide.shape[2:] == (4, 16) and square.shape[2:] == (8, 8)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

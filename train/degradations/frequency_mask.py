@@ -54,9 +54,8 @@ class FrequencyMask(Degradation):
         """Which frequencies stay, ``bool [height, width // 2 + 1]``, in the order of ``rfft2``."""
         import torch
 
-        # Places are counted from the most negative frequency, as after fftshift.
-        rows = cells(height, self.grid).roll(-(height // 2))
-        columns = cells(width, self.grid).roll(-(width // 2))
+        # Counted from frequency 0, the patches of an even grid are those of the spectrum with 0 in its middle.
+        rows, columns = cells(height, self.grid), cells(width, self.grid)
         share = uniform(self.low, self.high, generator)
         kept = torch.rand(int(rows.max()) + 1, int(columns.max()) + 1, generator=generator) >= share
         kept[rows[[0, -1]][:, None], columns[[0, -1]]] = True  # of frequency 0 and of -1
