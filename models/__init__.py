@@ -24,7 +24,7 @@ SEG = Networks("segmentation network")
 CRITIC = Networks("critic")
 
 # The files register themselves in the registries above.
-from models import critic, drunet, hqgnet, iconet, resnet, srresnet, unet  # noqa: E402
+from models import critic, drunet, hqgnet, iconet, resnet, srresnet, swin, unet, vit  # noqa: E402
 
 __all__ = [
     "CRITIC",
@@ -41,5 +41,7 @@ __all__ = [
     "iconet",
     "resnet",
     "srresnet",
+    "swin",
     "unet",
+    "vit",
 ]

@@ -19,10 +19,10 @@ def _resnet(block: Literal["basic", "bottleneck"], layers: list[int], channels: 
     for name, value in (("channels", channels), ("num_classes", num_classes)):
         if value < 1:
             raise ValueError(f"ResNet: {name} must be at least 1, got {value}")
-    from monai.networks.nets import ResNet  # takes seconds to import: only when a network is built
+    from models.trunks import DenseResNet  # takes seconds to import: only when a network is built
 
     # The arguments after n_input_channels undo MONAI's 3-D defaults (stem of stride 1, biases in the shortcuts).
-    return ResNet(
+    return DenseResNet(
         block,
         layers,
         block_inplanes=[64, 128, 256, 512],

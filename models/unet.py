@@ -43,10 +43,10 @@ def unet(options: UNetOptions, *, channels: int, num_classes: int) -> nn.Module:
     for name, value in (("channels", channels), ("num_classes", num_classes)):
         if value < 1:
             raise ValueError(f"UNet: {name} must be at least 1, not {value}")
-    from monai.networks.nets import BasicUNet  # takes seconds to import: only when a network is built
+    from models.trunks import DenseUNet  # takes seconds to import: only when a network is built
 
     width = options.features
-    return BasicUNet(
+    return DenseUNet(
         spatial_dims=2,
         in_channels=channels,
         out_channels=num_classes,

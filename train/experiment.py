@@ -35,8 +35,8 @@ from train.settings.sections import Data, known
 from train.strategies.auxiliary import AUXILIARIES, Auxiliary
 from train.strategies.base import IP
 from train.training.build import Experiment, build, build_auxiliaries, build_network
-from train.training.clean import READER_SEED, alone_weights, clean_weights
 from train.training.engine import Cadence, Engine
+from train.training.prepared import READER_SEED, alone_weights, clean_weights, pretrained_weights
 from train.training.progress import Display, stop_on_signal, summary_writer
 
 if TYPE_CHECKING:
@@ -194,10 +194,17 @@ class Prepared:
                 cache=ArrayCache(default_cache_dir()),
                 display=self.display,
             )
-        if settings.starts_clean:
+        if settings.starts_clean or settings.starts_pretrained:
             for name in settings.auxiliary.names:
-                found[AUXILIARIES[name].role.key] = self._weights(name, self._seed)  # type: ignore[attr-defined]
+                weights = self._weights(name, self._seed) if settings.starts_clean else self._pretrained(name)
+                found[AUXILIARIES[name].role.key] = weights  # type: ignore[attr-defined]
         return found
+
+    def _pretrained(self, auxiliary: str) -> dict[str, torch.Tensor]:
+        cache = ArrayCache(default_cache_dir())
+        return pretrained_weights(
+            self.settings, self.data, self.facts, auxiliary, device=self.device, cache=cache, display=self.display
+        )
 
     def readers(self) -> list[tuple[Auxiliary, torch.nn.Module]]:
         """The independent readers with their tasks; none where none was asked for."""
@@ -327,10 +334,10 @@ def _introduction(
     training = settings.training
     names = {}
     for role in experiment.strategy.roles:
-        options = vars(settings.values[f"{role.key}_options"])
-        told = ", ".join(f"{name} {value}" for name, value in options.items())
-        names[role.key] = settings.values[role.key] + (f" with {told}" if told else "")
-    return introduction(
+        options = settings.values.get(f"{role.key}_options")
+        told = ", ".join(f"{name} {value}" for name, value in vars(options).items()) if options else ""
+        names[role.key] = settings.values.get(role.key, role.name) + (f" with {told}" if told else "")
+    said = introduction(
         data,
         experiment.strategy,
         names,
@@ -338,6 +345,7 @@ def _introduction(
         f"of {training.batch_size} crops of {training.crop} px, on {experiment.device.type}",
         folder.path,
     )
+    return "\n".join([said, *(f"first weights: {note}" for note in experiment.notes)])
 
 
 def finish(
@@ -370,7 +378,7 @@ def finish(
         guides=data.guides,
     )
     folder.write_images(data.test.names, evaluation.table())
-    folder.write_weights(strategy.networks, vars(about) | to_json(settings.without_paths))
+    folder.write_weights(strategy.networks, vars(about) | to_json(settings.without_paths), without=strategy.untrained)
     draw(data, experiment, engine, evaluation, folder, about.name)
     values = settings.values
     said = {
@@ -391,7 +399,7 @@ def finish(
     networks: Metrics = dict.fromkeys(("ip", "ip_parameters", "vr", "vr_parameters"))
     for role in strategy.roles:
         networks |= {
-            role.key: values[role.key],
+            role.key: values.get(role.key, role.name),  # a network of the strategy's own has no name but its role's
             f"{role.key}_parameters": count_parameters(strategy.networks[role.key]),
         }
     metrics = collect(said, data, strategy, engine.log.read(), evaluation)

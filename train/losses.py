@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from models.registry import Registry
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from train.strategies.base import Keeps
 
+IMAGE_LOSSES: Registry[Tensor] = Registry("image loss")
+"""Losses between images by name (``--ip-loss``): ``f(enhanced, clean)``, ``float [N, C, H, W]`` each, gives ``[]``."""
 
+
+@IMAGE_LOSSES.register("mse")
 def image_loss(enhanced: Tensor, clean: Tensor) -> Tensor:
     """``L_IP``: mean squared error over all pixels.
 
@@ -24,6 +30,78 @@ def image_loss(enhanced: Tensor, clean: Tensor) -> Tensor:
     import torch.nn.functional as F
 
     return F.mse_loss(enhanced, clean)
+
+
+def rmse_loss(enhanced: Tensor, clean: Tensor) -> Tensor:
+    """Root of the mean squared error over the batch. Where the images are equal its gradient is 0, and not the NaN of a
+    root at 0.
+
+    :param enhanced: ``float [N, C, H, W]``.
+    :param clean: the same shape.
+    """
+    import torch
+
+    return image_loss(enhanced, clean).clamp(min=torch.finfo(torch.float32).eps ** 2).sqrt()
+
+
+def gradient_loss(enhanced: Tensor, clean: Tensor) -> Tensor:
+    """Mean absolute error of the forward differences along x, plus that of those along y.
+
+    :param enhanced: ``float [N, C, H, W]``, ``H`` and ``W`` at least 2.
+    :param clean: the same shape.
+    """
+    error = enhanced - clean
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+HIGH_PASS = tuple(10 * i / 512 for i in range(1, 6))
+"""Where the high-pass filters of Frepa pass 1 - 1/e, in cycles per pixel: 10, 20, ... 50 bins at 512 pixels."""
+
+
+def high_passed(images: Tensor, cut: float) -> Tensor:
+    """Images without their low frequencies: the gain is ``1 - exp(-r^2 / cut^2)``, 0 at frequency 0.
+
+    :param images: ``float [..., H, W]``.
+    :param cut: in cycles per pixel.
+    """
+    from train.frequencies import filtered, radius
+
+    distance = radius(*images.shape[-2:], device=images.device)
+    return filtered(images, -(-distance.square() / cut**2).expm1())
+
+
+def high_frequency_loss(enhanced: Tensor, clean: Tensor) -> Tensor:
+    """HFL: mean absolute error of the high-passed images, summed over the filters of ``HIGH_PASS``. The filter is
+    centered on frequency 0, which it removes: a constant offset costs nothing.
+
+    :param enhanced: ``float [N, C, H, W]``.
+    :param clean: the same shape.
+    """
+    import torch
+
+    error = enhanced - clean  # filters are linear
+    return torch.stack([high_passed(error, cut).abs().mean() for cut in HIGH_PASS]).sum()
+
+
+@IMAGE_LOSSES.register("frepa")
+def frepa_loss(enhanced: Tensor, clean: Tensor) -> Tensor:
+    """``RMSE + gradient + 0.2 HFL``: the reconstruction loss of Frepa's published code (Chu et al., arXiv:2407.14651).
+
+    :param enhanced: ``float [N, C, H, W]``, ``H`` and ``W`` at least 2.
+    :param clean: the same shape.
+    """
+    return rmse_loss(enhanced, clean) + gradient_loss(enhanced, clean) + 0.2 * high_frequency_loss(enhanced, clean)
+
+
+def embedding_distance(embedding: Tensor, target: Tensor) -> Tensor:
+    """``1 - cos`` between two embeddings of one image, over the channels at each place. No gradient reaches ``target``.
+
+    :param embedding: ``float [N, D, h, w]``.
+    :param target: the same shape.
+    """
+    import torch.nn.functional as F
+
+    return (1 - F.cosine_similarity(embedding, target.detach(), dim=1)).mean()
 
 
 def diagnosis_loss(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
@@ -70,7 +148,7 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def critic_loss(real: Tensor, made: Tensor) -> Tensor:
-    """``softplus(-D(z)) + softplus(D(x))``: the cross-entropy of telling images of high quality from enhanced ones.
+    """``softplus(-D(z)) + softplus(D(x))``: the cross-entropy of telling real images z from those that a network made.
 
     :param real: logits of images of high quality, ``float [N, 1, h, w]``.
     :param made: logits of enhanced images.
@@ -81,7 +159,7 @@ def critic_loss(real: Tensor, made: Tensor) -> Tensor:
 
 
 def adversarial_loss(made: Tensor) -> Tensor:
-    """``softplus(-D(x))``: what IP pays for enhanced images that the critic tells from those of high quality.
+    """``softplus(-D(x))``: what a network pays for images that the critic tells from real ones.
 
     :param made: logits of enhanced images, ``float [N, 1, h, w]``.
     """

@@ -28,7 +28,7 @@ from train.data.fingerprint import differences, fingerprint
 from train.data.phantoms.chest_ct import chest_slice
 from train.degradations import Degradation, fixed_seeds, parse
 from train.outputs.run_folder import RunFolder
-from train.strategies import Strategy, strategy_class
+from train.strategies import STRATEGIES, Strategy, strategy_class
 from train.strategies.auxiliary import AUXILIARIES
 from train.strategies.base import Batch, Learner, Terms
 from train.training.build import build
@@ -272,6 +272,8 @@ def _check_answers(registry: Networks, network: nn.Module, channels: int, scale:
 
 # --- strategies ---
 
+RECOGNIZING = [name for name in STRATEGIES if strategy_class(name).trains_ip or strategy_class(name).uses_auxiliaries]
+"""The strategies of an IP, of VRs or of both; what else there is has tests of its own (``test_masked.py``)."""
 LR = 1e-2
 WEIGHTS = {"dia": 0.7, "seg": 0.3}
 GATES: dict[str, Callable[[float], float]] = {

@@ -19,6 +19,7 @@ from train.strategies import STRATEGIES, strategy_class
 from train.strategies.base import Terms
 
 from .contracts import (
+    RECOGNIZING,
     check_checkpoints,
     check_dataset,
     check_degradation,
@@ -121,7 +122,7 @@ TERMS = {"vr-only": [Terms(train_on="degraded"), Terms(train_on="clean")]}
 # Gates that compare several gradients at once are checked with one auxiliary here, with more in the library's tests.
 STRATEGY_CASES = [
     (name, auxiliaries)
-    for name in STRATEGIES
+    for name in RECOGNIZING
     for auxiliaries in AUXILIARY_SETS
     if isinstance(strategy_class(name).gate, str) or len(auxiliaries) == 1
 ]

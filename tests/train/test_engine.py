@@ -18,7 +18,7 @@ from train.degradations import DEGRADATIONS, Gaussian, parse
 from train.errors import RunError
 from train.evaluation.evaluate import evaluate
 from train.outputs.run_folder import RunFolder
-from train.strategies import STRATEGIES, strategy_class
+from train.strategies import strategy_class
 from train.strategies.auxiliary import Diagnosis
 from train.strategies.base import LOSS, advised_measures, batch_psnr
 from train.training import build as build_file
@@ -28,6 +28,7 @@ from train.training.progress import Display, Stop
 from train.training.schedule import course
 from train.training.step_log import StepLog
 
+from .contracts import RECOGNIZING
 from .tiny import TinyIP, config, image_data, with_masks
 
 COLUMNS = ["step", "phase", "loss", "psnr", "aux_loss", "accuracy", "cosine", "gate", "skipped", "lr"]
@@ -75,7 +76,7 @@ def assert_same_run(one: Engine, other: Engine) -> None:
     assert one.log.path.read_bytes() == other.log.path.read_bytes()
 
 
-@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if not strategy_class(name).guided])
+@pytest.mark.parametrize("strategy", [name for name in RECOGNIZING if not strategy_class(name).guided])
 def test_a_run_writes_its_steps(tmp_path, strategy):
     engine = make(tmp_path / "run", strategy=strategy)
     assert train(engine)
@@ -180,7 +181,7 @@ def test_seconds_add_up(tmp_path):
 
 
 def test_all_strategies_see_the_same_first_weights_and_data(tmp_path):
-    engines = {name: make(tmp_path / name, strategy=name, seed=4).strategy.networks for name in STRATEGIES}
+    engines = {name: make(tmp_path / name, strategy=name, seed=4).strategy.networks for name in RECOGNIZING}
     for key, without in (("ip", {"vr-only"}), ("vr", {"ip-only", "hqg-only"})):
         networks = [each[key].state_dict() for each in engines.values() if key in each]
         assert {name for name, each in engines.items() if key not in each} == without

@@ -299,10 +299,11 @@ def shown_help(*argv: str) -> str:
 
 
 EVERYWHERE = {name for name, field in FIELDS.items() if not field.metadata["concerns"]}
-IP = {"ip", "ip_weights", "ip_start", "lr"}
-ADVISED = IP | {"aux", "vr_weights", "aux_weight", "vr_update", "vr_loss", "vr_start", "vr_lr"}
+IMAGES = {"ip", "ip_weights", "ip_start", "ip_loss", "lr"}
+ADVISED = IMAGES | {"aux", "vr_weights", "aux_weight", "vr_update", "vr_loss", "vr_start", "vr_lr"}
 DIA = {"vr", "label_smoothing"}
 GATED = {"gate", "threshold", "granularity", "aux_cap"}
+MASKED = {f"masked_{name}" for name in ("epochs", "steps", "lr", "batch_size", "crop", "seed", "adversarial")}
 CLEAN = {f"clean_{name}" for name in ("epochs", "lr", "batch_size", "crop", "augment", "smoothing", "seed")}
 
 
@@ -310,15 +311,15 @@ CLEAN = {f"clean_{name}" for name in ("epochs", "lr", "batch_size", "crop", "aug
     ("argv", "names", "options"),
     [
         ([], ADVISED | DIA | GATED, {"--ip.blocks"}),
-        (["--strategy", "ip-only"], IP, {"--ip.blocks"}),
+        (["--strategy", "ip-only"], IMAGES, {"--ip.blocks"}),
         (
             ["--strategy", "ip-only", "--ip-start", "alone"],
-            IP | {"alone_steps", "alone_lr", "alone_batch_size", "alone_crop"},
+            IMAGES | {"alone_steps", "alone_lr", "alone_batch_size", "alone_crop"},
             {"--ip.blocks"},
         ),
         (
             ["--strategy", "ip-only", "--reader"],
-            IP | {"aux", "vr_weights", "vr_lr"} | DIA | CLEAN,
+            IMAGES | {"aux", "vr_weights", "vr_lr"} | DIA | CLEAN,
             {"--ip.blocks"},
         ),
         (["--strategy", "vr-only"], {"aux", "vr_weights", "train_on", "vr_lr"} | DIA, set()),
@@ -328,6 +329,12 @@ CLEAN = {f"clean_{name}" for name in ("epochs", "lr", "batch_size", "crop", "aug
             {"--ip.blocks", "--seg.features"},
         ),
         (["--strategy", "frozen", "--vr-start", "clean"], ADVISED - {"vr_update"} | DIA | CLEAN, {"--ip.blocks"}),
+        (["--vr-start", "mfm"], ADVISED | DIA | GATED | MASKED, {"--ip.blocks"}),
+        (
+            ["--strategy", "masked", "--vr", "vit"],
+            {"aux", "vr_weights", "vr_lr", "adversarial", "ip_loss"} | DIA,
+            {"--vr.patch"},
+        ),
         (["--vr-update", "ema"], ADVISED | DIA | GATED | {"pretrain_epochs", "ema_decay"}, {"--ip.blocks"}),
         (["--vr-loss", "unsupervised"], ADVISED | DIA | GATED | {"pretrain_epochs"}, {"--ip.blocks"}),
         (

@@ -13,7 +13,7 @@ from train.strategies import STRATEGIES, strategy_class
 from train.strategies.base import Strategy, Terms
 from train.training.build import build_strategy
 
-from .contracts import LR, batches, fresh_networks, make_strategy
+from .contracts import LR, RECOGNIZING, batches, fresh_networks, make_strategy
 from .tiny import config, image_data
 
 
@@ -113,7 +113,7 @@ def test_an_auxiliary_that_the_data_cannot_serve(name):
 
 def test_phases_say_what_they_move():
     moves = {}
-    for name in STRATEGIES:
+    for name in RECOGNIZING:
         strategy = make_strategy(name, fresh_networks(["dia", "seg"], name), ["dia", "seg"], terms=Terms(2, 5, 3))
         moves[name] = [(phase.name, phase.iterations, phase.moves) for phase in strategy.phases(4)]
     everything = [("train", 5, ("ip", "vr", "seg"))]
@@ -124,7 +124,7 @@ def test_phases_say_what_they_move():
         "ip-only": [("train", 5, ("ip",))],
         "vr-only": [("train", 5, ("vr", "seg"))],
     }
-    assert moves == dict.fromkeys(STRATEGIES, everything) | others
+    assert moves == dict.fromkeys(RECOGNIZING, everything) | others
 
 
 @pytest.mark.parametrize(

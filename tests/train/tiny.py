@@ -145,6 +145,26 @@ def tiny_vr(*, channels: int, num_classes: int) -> nn.Module:
     )
 
 
+@VR.register("tiny-encoder")
+class TinyEncoder(nn.Module):
+    """A network with an embedding; batch statistics and dropout on the way to it."""
+
+    width, stride, head = 4, 2, ("last",)
+
+    def __init__(self, *, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, 4, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.dropout = nn.Dropout(0.25)
+        self.last = nn.Linear(4, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.dropout(self.norm(self.first(x)).relu())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.features(x).mean((2, 3)))
+
+
 SETTINGS = {
     "dataset": "tiny",
     "source": "phantom",
@@ -164,8 +184,9 @@ SETTINGS = {
 
 
 def changed(changes: dict) -> dict:
-    """``SETTINGS`` with changes: the options go with the network."""
-    values = SETTINGS | changes
+    """``SETTINGS`` with changes: the options go with the network. What is pre-trained is an encoder, and a critic takes
+    no crop of 8 px."""
+    values = SETTINGS | ({"vr": "tiny-encoder", "crop": SIDE} if changes.get("strategy") == "masked" else {}) | changes
     if values.get("ip", "srresnet") != "srresnet":
         values = {name: value for name, value in values.items() if name in changes or not name.startswith("ip.")}
     return values

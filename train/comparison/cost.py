@@ -14,6 +14,7 @@ from train.recipes import RECIPES
 from train.recipes.base import Preset
 from train.settings import Settings
 from train.settings.sections import NETWORKS
+from train.strategies.auxiliary import AUXILIARIES
 
 # Of a run besides its steps, in seconds: start, decoding from the cache, evaluation. Measured on two CPU cores with the
 # recipes of preset quick.
@@ -70,8 +71,8 @@ def _time(seconds: float) -> str:
 
 def estimate(jobs: Sequence[Job]) -> float:
     """Seconds that the jobs take on this machine, one after the other; what they share is counted once: VRs of clean
-    images, and IPs that were trained alone."""
-    from train.training.clean import alone_settings
+    images, pre-trainings, and IPs that were trained alone."""
+    from train.training.prepared import alone_settings, pretraining_settings
 
     total = 0.0
     alone: set[Any] = set()
@@ -91,6 +92,12 @@ def estimate(jobs: Sequence[Job]) -> float:
                 if key not in clean:
                     clean.add(key)
                     total += _clean(settings, auxiliary) / speed()
+        for auxiliary in settings.auxiliary.names if settings.starts_pretrained else ():
+            own = pretraining_settings(settings, auxiliary)
+            key = (settings.auxiliary.vr_start, auxiliary, own.training.seed, own.auxiliary.vr, own.data.dataset)
+            if key not in clean:
+                clean.add(key)
+                total += _steps(own) * _pretraining_step(own) / speed()
     return total
 
 
@@ -141,6 +148,13 @@ def _evaluation(settings: Settings) -> float:
         if kind.uses_auxiliaries:
             total += vr * (1 if settings.vr_update == "fixed" else 3)
     return total * images
+
+
+def _pretraining_step(settings: Settings) -> float:
+    """Operations of a step of a pre-training: encoder, decoder (about half as much) and, if any, second image."""
+    key = AUXILIARIES[settings.auxiliary.names[0]].role.key  # type: ignore[attr-defined]
+    images = 2 if settings.method.adversarial in ("consistency", "both") else 1.5
+    return 3 * images * _operations(settings, key, settings.training.crop) * settings.training.batch_size
 
 
 def _operations(settings: Settings, key: str, side: int) -> float:

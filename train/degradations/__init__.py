@@ -13,14 +13,20 @@ from train.degradations.base import CLASSICAL, DEGRADATIONS, Degradation, Remedy
 from train.degradations.blur import Blur
 from train.degradations.chain import Chain
 from train.degradations.downsample import Downsample
+from train.degradations.frepa import Frepa
+from train.degradations.frequency_disc import FrequencyDisc
+from train.degradations.frequency_mask import FrequencyMask
 from train.degradations.gaussian import Gaussian
+from train.degradations.histogram_mask import HistogramMask
 from train.degradations.illumination import Illumination
 from train.degradations.jpeg import Jpeg
 from train.degradations.kspace import KSpace
+from train.degradations.low_frequency_noise import LowFrequencyNoise
 from train.degradations.parsing import choices, parse
 from train.degradations.poisson import Poisson
 from train.degradations.remedies import enlarge
 from train.degradations.untouched import Untouched
+from train.degradations.zero_mask import ZeroMask
 from train.seeds import stable_seed
 
 __all__ = [
@@ -30,13 +36,19 @@ __all__ = [
     "Chain",
     "Degradation",
     "Downsample",
+    "Frepa",
+    "FrequencyDisc",
+    "FrequencyMask",
     "Gaussian",
+    "HistogramMask",
     "Illumination",
     "Jpeg",
     "KSpace",
+    "LowFrequencyNoise",
     "Poisson",
     "Remedy",
     "Untouched",
+    "ZeroMask",
     "choices",
     "enlarge",
     "fixed_seeds",

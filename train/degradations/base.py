@@ -46,8 +46,8 @@ class Degradation(ABC):
     """Maps clean images to degraded ones, each image from its own seed.
 
     A subclass is a frozen dataclass whose fields are the arguments that a command line gives (``gaussian:0.1``), each
-    an ``int`` or a ``float``. It is hashable, comparable and can be pickled. ``repr`` is part of the test images' seeds
-    (:func:`fixed_seeds`) and therefore never changes.
+    an ``int``, a ``float`` or a word (``str``). It is hashable, comparable and can be pickled. ``repr`` is part of the
+    test images' seeds (:func:`fixed_seeds`) and therefore never changes.
 
     :ivar name: its name in the registry.
     :ivar scale: by what factor the result is smaller than the clean image.
@@ -144,10 +144,13 @@ class Degradation(ABC):
         return ":".join([self.name, ",".join(values)]) if values else self.name
 
 
-def written(value: float) -> str:
+def written(value: float | str) -> str:
     """The shortest text that is read back as exactly this number, without a plus sign: that joins the parts of a chain.
+    A word stays as it is.
 
-    >>> written(0.1), written(30.0), written(1e20), written(1e-7), written(4)
-    ('0.1', '30', '1e20', '1e-07', '4')
+    >>> written(0.1), written(30.0), written(1e20), written(1e-7), written(4), written("shuffle")
+    ('0.1', '30', '1e20', '1e-07', '4', 'shuffle')
     """
+    if isinstance(value, str):
+        return value
     return repr(value).removesuffix(".0").replace("e+", "e")

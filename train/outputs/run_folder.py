@@ -7,7 +7,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,11 +134,14 @@ class RunFolder:
         except RunError as error:
             raise RunError(f"{error}. Remove the file, and --resume evaluates the run again.") from error
 
-    def write_weights(self, networks: Mapping[str, nn.Module], settings: dict[str, Any]) -> None:
+    def write_weights(
+        self, networks: Mapping[str, nn.Module], settings: dict[str, Any], *, without: Collection[str] = ()
+    ) -> None:
         """Writes ``weights.safetensors``: tensors ``ip.*``, ``vr.*`` ..., the settings as JSON in the metadata.
 
         :param networks: by the keys of their roles.
         :param settings: without the paths of this machine, as weights are handed to other people.
+        :param without: tensors that are left out.
         :raises RunError: it cannot be written.
         """
         from safetensors.torch import save
@@ -147,6 +150,7 @@ class RunFolder:
             f"{key}.{name}": value.detach().cpu().contiguous()  # channels_last weights are not contiguous
             for key, network in networks.items()
             for name, value in network.state_dict().items()
+            if f"{key}.{name}" not in without
         }
         write_file(self.weights, save(tensors, {"config": json.dumps(settings)}))
 

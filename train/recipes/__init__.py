@@ -5,6 +5,7 @@ from train.recipes.base import RECIPES, Arm, Condition, Recipe, Reported, Tuning
 from train.recipes import camus_denoise as camus_denoise  # isort: skip  (the files register themselves in the registry)
 from train.recipes import covidct_denoise as covidct_denoise  # isort: skip
 from train.recipes import cross_domain as cross_domain  # isort: skip
+from train.recipes import frepa as frepa  # isort: skip
 from train.recipes import gates as gates  # isort: skip
 from train.recipes import hqgnet as hqgnet  # isort: skip
 from train.recipes import iconet as iconet  # isort: skip

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,12 +36,14 @@ _SHORT = {"--blocks": "--ip.blocks", "--features": "--ip.features"}  # as they w
 _CHOICES = ("strategy", "aux", "vr_update", "vr_loss", "vr_start", "ip_start", *NETWORKS)
 
 
-def parse(argv: Sequence[str]) -> Settings:
+def parse(argv: Sequence[str], over: Mapping[str, Any] | None = None, prog: str = "python -m train.run") -> Settings:
     """The settings of a command line; the preset's name is resolved.
 
     The preset (or the run that is continued) and the networks have to be known before the flags can be read over their
     values, hence two readings.
 
+    :param over: settings that stand over the preset's, where no flag is given.
+    :param prog: the command, for ``--help``.
     :raises RunError: a value is out of range, a path begins with the ``~`` of a home that does not exist, or a flag
         contradicts the run that is continued.
     :raises SystemExit: ``--help``, or a flag that does not exist or cannot be read (tyro has said why).
@@ -62,8 +64,8 @@ def parse(argv: Sequence[str]) -> Settings:
     chosen: dict[str, Any] = {name: value for name in _CHOICES if (value := getattr(given, name)) is not None}
     if "--reader" in argv:
         chosen["reader"] = True
-    base = base.change(chosen)
-    return _read(argv, base, short=wants_help)
+    base = base.change({**(over or {}), **chosen})
+    return _read(argv, base, short=wants_help, prog=prog)
 
 
 def _written_out(argument: str) -> str:
@@ -71,7 +73,7 @@ def _written_out(argument: str) -> str:
     return _SHORT.get(name, name) + equals + value
 
 
-def _read(argv: Sequence[str], base: Settings, *, short: bool) -> Settings:
+def _read(argv: Sequence[str], base: Settings, *, short: bool, prog: str = "python -m train.run") -> Settings:
     """The second reading, over the values of ``base``.
 
     :param short: show and know only the flags that concern this run.
@@ -90,7 +92,7 @@ def _read(argv: Sequence[str], base: Settings, *, short: bool) -> Settings:
     about = tyro.conf.arg(help=PRESET_HELP)
     preset = ("preset", Annotated[Literal["auto", "quick", "paper"], about], base.preset)  # type: ignore[valid-type]
     form = dataclasses.make_dataclass("Form", [preset, *sections])
-    read: Any = tyro.cli(form, prog="python -m train.run", description=ABOUT, args=list(argv))
+    read: Any = tyro.cli(form, prog=prog, description=ABOUT, args=list(argv))
     for section in SECTIONS:
         values |= vars(getattr(read, section))
     for key in NETWORKS:

@@ -16,9 +16,21 @@ from typing import Any, Literal
 
 from models import CRITIC, IP, SEG, VR, Networks, Registry, UnknownNameError
 from train.errors import RunError
+from train.losses import IMAGE_LOSSES
 from train.strategies import STRATEGIES, Strategy, strategy_class
 from train.strategies.auxiliary import AUXILIARIES
-from train.strategies.base import Gate, Granularity, Hyper, Keeps, TrainOn, VRLoss, VRUpdate
+from train.strategies.base import (
+    Adversarial,
+    Gate,
+    Granularity,
+    Hyper,
+    Keeps,
+    TrainOn,
+    VRLoss,
+    VRStart,
+    VRUpdate,
+)
+from train.strategies.masked import METHODS
 
 NETWORKS: dict[str, Networks] = {"ip": IP, "vr": VR, "seg": SEG, "critic": CRITIC}
 """The roles' keys, which are also their flags, and where their networks are looked up."""
@@ -141,6 +153,12 @@ class Network(Section):
         "the cache.",
         concerns="ip",
     )
+    ip_loss: str = setting(
+        "mse",
+        "Loss between the enhanced and the clean image. mse: mean squared error. frepa: root mean squared error, "
+        "gradients and high frequencies.",
+        concerns="ip_loss",
+    )
     ip_aux: str | None = setting(
         None,
         "Losses of IP's own, such as rec of iconet, that become auxiliary losses with a gate each (several: joined by "
@@ -151,6 +169,7 @@ class Network(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         _complete_options(self, "ip")
+        known("ip_loss", IMAGE_LOSSES, self.ip_loss)
         own = IP.terms(self.ip)
         for name in self.ip_aux_names:
             if name not in own:
@@ -199,11 +218,12 @@ class Auxiliary(Section):
         "supervised: against labels or masks. unsupervised: against what VR says of the clean image.",
         concerns="vr_loss",
     )
-    vr_start: Literal["fresh", "clean"] = setting(
+    vr_start: VRStart = setting(
         "fresh",
         "fresh: VR begins with random weights; where it has to know its task, it learns that in a first phase of the "
         "run (--pretrain-epochs). clean: with the weights of a VR that was trained on clean images, which is kept in "
-        "the cache.",
+        "the cache. frepa, mae, mfm: with those of an encoder that was pre-trained so on the training images, without "
+        "labels; it is kept in the cache, too.",
         concerns="vr_start",
     )
     label_smoothing: float = setting(
@@ -267,6 +287,12 @@ class Method(Section):
         "(--vr-update fixed or ema, --vr-loss unsupervised, strategy frozen).",
         least=0,
         concerns="pretrain_epochs",
+    )
+    adversarial: Adversarial = setting(
+        "discriminator",
+        "What an encoder learns from besides the reconstruction (strategy masked only). discriminator: a critic tells "
+        "decoded from clean images. consistency: two corruptions of an image are to have one embedding.",
+        concerns="adversarial",
     )
     train_on: TrainOn = setting("degraded", "What VR alone is trained on (strategy vr-only only).", concerns="train_on")
 
@@ -403,6 +429,33 @@ class Clean(Section):
 
 
 @dataclass(frozen=True)
+class Pretraining(Section):
+    """How an encoder is pre-trained, whatever IP is trained on: that of ``--vr-start frepa``, ``mae`` and ``mfm``."""
+
+    masked_epochs: int = setting(6, "Passes over the training images.", least=1, concerns="masked")
+    masked_steps: int | None = setting(
+        None, "Stop after so many steps, if the epochs have more.", least=1, concerns="masked"
+    )
+    masked_lr: float = setting(3e-4, "Its highest learning rate (AdamW), same course.", above=0, concerns="masked")
+    masked_batch_size: int = setting(8, "Images per step.", least=1, concerns="masked")
+    masked_crop: int | None = setting(
+        None,
+        "Side of its crops in pixels; None: whole images (of which --size is the side).",
+        least=1,
+        concerns="masked",
+    )
+    masked_seed: int | None = setting(
+        None,
+        "Seed of the pre-training; None: the run's own. With a number, all runs share it.",
+        least=0,
+        concerns="masked",
+    )
+    masked_adversarial: Adversarial | None = setting(
+        None, "As --adversarial; None: what the method has (frepa: discriminator, the others: none).", concerns="masked"
+    )
+
+
+@dataclass(frozen=True)
 class Evaluation(Section):
     """What the trained networks are tried on, and by whom."""
 
@@ -479,12 +532,18 @@ class Settings:
     training: Training = field(default_factory=Training)
     alone: Alone = field(default_factory=Alone)
     clean: Clean = field(default_factory=Clean)
+    pretraining: Pretraining = field(default_factory=Pretraining)
     evaluation: Evaluation = field(default_factory=Evaluation)
     output: Output = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         alone = self.alone.alone_crop if self.ip_starts_alone else None
-        crops = {"crop": self.training.crop, "alone_crop": alone, "clean_crop": self.clean.clean_crop}
+        crops = {
+            "crop": self.training.crop,
+            "alone_crop": alone,
+            "clean_crop": self.clean.clean_crop,
+            "masked_crop": self.pretraining.masked_crop,
+        }
         for name, crop in crops.items():
             if self.data.size is not None and crop is not None and crop > self.data.size:
                 raise RunError(f"{flag(name)} {crop} does not fit into images of --size {self.data.size}")
@@ -492,8 +551,19 @@ class Settings:
             raise RunError(
                 "--clean-crop is needed where images have no common --size: a VR learns from crops of one size"
             )
-        if self.starts_clean and self.auxiliary.vr_weights is not None:
-            raise RunError("--vr-start clean and --vr-weights both say what VR begins with; leave one out")
+        if "encoder" in self.method.kind.settings and len(self.auxiliary.names) > 1:
+            raise RunError(
+                f"--strategy {self.method.strategy} pre-trains one network, and --aux {self.auxiliary.aux} names "
+                f"{len(self.auxiliary.names)}; give one of them"
+            )
+        if self.starts_pretrained and self.data.size is None and self.pretraining.masked_crop is None:
+            raise RunError(
+                "--masked-crop is needed where images have no common --size: an encoder is pre-trained on crops of one "
+                "size"
+            )
+        if (self.starts_clean or self.starts_pretrained) and self.auxiliary.vr_weights is not None:
+            start = self.auxiliary.vr_start
+            raise RunError(f"--vr-start {start} and --vr-weights both say what VR begins with; leave one out")
         if self.network.ip_aux_names and self.method.kind.guided:
             raise RunError(
                 f"--ip-aux {self.network.ip_aux}: strategy {self.method.strategy} has no pairs, which losses of IP's "
@@ -516,6 +586,11 @@ class Settings:
     def ip_starts_alone(self) -> bool:
         """Whether IP begins with weights that were learned without VR."""
         return self.method.kind.trains_ip and self.network.ip_start == "alone"
+
+    @property
+    def starts_pretrained(self) -> bool:
+        """Whether VR begins with the weights of an encoder that was pre-trained without labels."""
+        return "vr_start" in self.method.kind.settings and self.auxiliary.vr_start in METHODS
 
     @property
     def needs_clean_vr(self) -> bool:
@@ -557,7 +632,9 @@ class Settings:
         kind = self.method.kind
         about = set(kind.settings)
         if kind.trains_ip:
-            about |= {"ip", *(["ip_aux"] if IP.terms(self.network.ip) else [])}
+            about |= {"ip", "ip_loss"}
+            if IP.terms(self.network.ip):
+                about.add("ip_aux")
         if self.ip_starts_alone:
             about.add("alone")
         if "vr_loss" in about:
@@ -568,6 +645,10 @@ class Settings:
                 about.add("ema_decay")
         if self.needs_clean_vr:
             about.add("clean")
+        if self.starts_pretrained:
+            about.add("masked")
+        if "encoder" in about:
+            about.add(AUXILIARIES[self.auxiliary.names[0]].role.key)  # type: ignore[attr-defined]
         if kind.uses_auxiliaries or self.evaluation.reader:
             about |= {"aux", *(AUXILIARIES[name].role.key for name in self.auxiliary.names)}  # type: ignore[attr-defined]
         return {name for name, each in FIELDS.items() if each.metadata["concerns"] in {"", *about}}
@@ -604,6 +685,7 @@ SECTIONS: dict[str, type[Any]] = {
     "training": Training,
     "alone": Alone,
     "clean": Clean,
+    "pretraining": Pretraining,
     "evaluation": Evaluation,
     "output": Output,
 }

@@ -21,7 +21,8 @@ VERSION = 2
 HINTS = {name: hint for section in SECTIONS.values() for name, hint in get_type_hints(section).items()}
 
 # fmt: off
-_YOUNGER = {"clean", "evaluation", "unpaired"}  # sections that the first files of version 2 lack
+# Sections that the first files of version 2 lack.
+_YOUNGER = {"alone", "clean", "evaluation", "pretraining", "unpaired"}
 _VERSION_1 = {
     "dataset", "data_root", "source", "size", "channels", "task", "sigma", "ip", "blocks", "features", "vr", "strategy",
     "gate", "aux_weight", "optimizer", "lr", "vr_lr", "batch_size", "crop", "epochs", "max_steps", "pretrain_epochs",

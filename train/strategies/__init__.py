@@ -14,6 +14,7 @@ from train.strategies import gradprom as gradprom  # noqa: E402
 from train.strategies import hqg as hqg  # noqa: E402
 from train.strategies import ip_only as ip_only  # noqa: E402
 from train.strategies import joint as joint  # noqa: E402
+from train.strategies import masked as masked  # noqa: E402
 from train.strategies import published as published  # noqa: E402
 from train.strategies import vr_only as vr_only  # noqa: E402
 

@@ -31,6 +31,8 @@ Gate = Literal["hard", "soft", "always", "never", "project"]
 Granularity = Literal["global", "tensor"]
 TrainOn = Literal["degraded", "clean"]
 VRUpdate = Literal["train", "fixed", "ema"]
+VRStart = Literal["fresh", "clean", "frepa", "mae", "mfm"]
+Adversarial = Literal["discriminator", "consistency", "both", "none"]
 VRLoss = Literal["supervised", "unsupervised"]
 Keeps = Literal["details", "brightness"]
 Hyper = Literal["first-order", "unrolled"]
@@ -88,6 +90,8 @@ class Batch:
     :param masks: ``int64 [N, crop, crop]``; ``None`` where no auxiliary reads them.
     :param guide: crops of other images, of high quality, ``float32 [N, C, crop, crop]`` in [0, 1]; ``None`` where the
         strategy is not guided. Where it is, ``clean`` is for nothing but its shape.
+    :param second: the clean images degraded once more, with other seeds; ``None`` where the strategy does not ask for
+        them.
     """
 
     clean: Tensor
@@ -95,6 +99,7 @@ class Batch:
     labels: Tensor
     masks: Tensor | None = None
     guide: Tensor | None = None
+    second: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``, images in channels_last order (the faster one for convolutions on every device)."""
@@ -104,8 +109,11 @@ class Batch:
             images.to(device, memory_format=torch.channels_last) for images in (self.clean, self.degraded)
         )
         masks = None if self.masks is None else self.masks.to(device)
-        guide = None if self.guide is None else self.guide.to(device, memory_format=torch.channels_last)
-        return Batch(clean, degraded, self.labels.to(device), masks, guide)
+        guide, second = (
+            None if images is None else images.to(device, memory_format=torch.channels_last)
+            for images in (self.guide, self.second)
+        )
+        return Batch(clean, degraded, self.labels.to(device), masks, guide, second)
 
     def enlarged(self) -> Tensor:
         """The degraded images, enlarged bicubically to the size of the clean ones where they are smaller."""
@@ -162,10 +170,13 @@ class Terms(NamedTuple):
     :param vr_loss: ``"supervised"``: against labels and masks. ``"unsupervised"``: against what VR says of the clean
         image.
     :param vr_start: ``"fresh"``: VR begins with random weights. ``"clean"``: with those of a VR that was trained on
-        clean images already.
+        clean images already. The name of a pre-training: with those of an encoder, which does not know its task yet.
     :param ema_decay: share of the slow copy that a step leaves.
     :param ip_aux: names of those losses of IP's own (:class:`models.training.TrainingLoss`) that are auxiliaries.
     :param unpaired: what concerns unpaired images.
+    :param ip_loss: a name in :data:`train.losses.IMAGE_LOSSES`.
+    :param adversarial: what an encoder that is pre-trained learns from besides the reconstruction.
+    :param encoder: the key of the role whose network is pre-trained.
     """
 
     epochs: int = 1
@@ -174,10 +185,13 @@ class Terms(NamedTuple):
     train_on: TrainOn = "degraded"
     vr_update: VRUpdate = "train"
     vr_loss: VRLoss = "supervised"
-    vr_start: Literal["fresh", "clean"] = "fresh"
+    vr_start: VRStart = "fresh"
     ema_decay: float = 0.99
     ip_aux: tuple[str, ...] = ()
     unpaired: Unpaired = Unpaired()
+    ip_loss: str = "mse"
+    adversarial: Adversarial = "discriminator"
+    encoder: str = "vr"
 
 
 @dataclass(frozen=True)
@@ -221,6 +235,7 @@ class Strategy(ABC):
     :cvar aux_cap: how long an auxiliary gradient may be at most, in lengths of the main one; ``None``: any length.
     :cvar aux_weight: lambda, where the strategy fixes it.
     :cvar vr_update: what becomes of VR, where the strategy fixes it.
+    :ivar second: whether a batch must hold its images degraded a second time.
     :param auxiliaries: the tasks of the VRs; ignored where ``uses_auxiliaries`` is false.
     :param terms: lengths, and what else a run asks.
     :raises RunError: the strategy cannot do with these auxiliaries.
@@ -235,6 +250,7 @@ class Strategy(ABC):
     aux_cap: ClassVar[float | None] = None
     aux_weight: ClassVar[float | None] = None
     vr_update: ClassVar[VRUpdate | None] = None
+    second: bool = False
 
     def __init__(self, auxiliaries: Sequence[Auxiliary] = (), terms: Terms | None = None) -> None:
         self.auxiliaries = tuple(auxiliaries) if self.uses_auxiliaries else ()
@@ -265,6 +281,22 @@ class Strategy(ABC):
     @abstractmethod
     def measures(self) -> tuple[Measure, ...]:
         """All that :meth:`losses` and :meth:`update` may measure, in the order of ``steps.csv``."""
+
+    def own_network(self, role: Role, networks: dict[str, nn.Module], *, channels: int) -> nn.Module | None:
+        """A network of the strategy's own, which no flag chooses, with fresh weights from PyTorch's global generator.
+
+        :param role: one of :attr:`roles`.
+        :param networks: those of the roles before it, by their keys.
+        :param channels: of the images.
+        :returns: ``None`` where the settings name the network of this role.
+        :raises RunError: the other networks do not fit it.
+        """
+        return None
+
+    @property
+    def untrained(self) -> frozenset[str]:
+        """Tensors (``KEY.name``) that the training never reaches: ``weights.safetensors`` leaves them out."""
+        return frozenset()
 
     def phases(self, per_epoch: int) -> list[Phase]:
         """What the training consists of.
@@ -388,7 +420,7 @@ class WithIP(Strategy):
             own = training_loss(batch.degraded, batch.clean)
         else:
             enhanced = network(batch.degraded)
-            own = TrainingLoss(enhanced, losses.image_loss(enhanced, batch.clean))
+            own = TrainingLoss(enhanced, losses.IMAGE_LOSSES[self.terms.ip_loss](enhanced, batch.clean))
         main = own.total(without=self.ip_aux)
         found = Losses(main, measured={"loss": main.detach(), "psnr": batch_psnr(own.enhanced, batch.clean)})
         for name in self.ip_aux:

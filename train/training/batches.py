@@ -34,6 +34,7 @@ class Crops(Dataset[Batch]):
     :param masks: whether the masks are cut out, too.
     :param augment: whether crops are also turned, enlarged, shifted and brightened (:func:`train.training.augment`).
     :param guides: images of high quality that are none of ``subset``; of each example, one is cut out too.
+    :param second: whether every crop is degraded a second time, too.
     :raises RunError: an image is smaller than a crop; the message names it.
     """
 
@@ -47,6 +48,7 @@ class Crops(Dataset[Batch]):
         masks: bool = False,
         augment: bool = False,
         guides: Subset | None = None,
+        second: bool = False,
     ) -> None:
         self.subset = subset
         self.degrade = degrade
@@ -55,6 +57,7 @@ class Crops(Dataset[Batch]):
         self.masks = masks
         self.augment = augment
         self.guides = guides
+        self.second = second
         for each in (subset,) if guides is None else (subset, guides):
             small = next((i for i in range(len(each)) if min(each.size(i)) < crop), None)
             if small is not None:
@@ -108,7 +111,10 @@ class Crops(Dataset[Batch]):
         known = [-1 if labels is None else int(labels[key.image]) for key in keys]
         masks = [mask for _, mask in cut if mask is not None]
         guide = None if self.guides is None else torch.stack([self._guide(self.guides, key) for key in keys])
-        return Batch(clean, degraded, torch.tensor(known), torch.stack(masks) if masks else None, guide)
+        second = None
+        if self.second:
+            second = self.degrade(clean, [stable_seed("second noise", self.seed, *key) for key in keys])
+        return Batch(clean, degraded, torch.tensor(known), torch.stack(masks) if masks else None, guide, second)
 
 
 class Order(Sampler[list[Key]]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from train.strategies.auxiliary import AUXILIARIES, Auxiliary
 from train.strategies.base import CRITIC, Learner, Phase, Role, Terms, Unpaired
 from train.training.batches import Crops, Order
 from train.training.schedule import course
-from train.training.weights import load_weights
+from train.training.weights import load_state, load_weights
 
 # Update rules by name: IP's (one of ours), VR's (PyTorch's), and what both are given besides the learning rate.
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], type[torch.optim.Optimizer], dict[str, Any]]] = {
@@ -51,6 +51,7 @@ class Experiment:
     :param seed: of the run.
     :param device: where to compute.
     :param data: its images: those that were asked for or, where they are unpaired, what is left of them.
+    :param notes: what a person should know about the first weights, a sentence each.
     """
 
     strategy: Strategy
@@ -60,6 +61,7 @@ class Experiment:
     seed: int
     device: torch.device
     data: ImageData
+    notes: Sequence[str] = ()
 
     def settle(self) -> None:
         """Lets the strategy do what it does once the training is over."""
@@ -125,10 +127,12 @@ def build(
         masks=any(each.masks for each in strategy.auxiliaries),
         augment=settings.training.augment,
         guides=data.guides if strategy.guided else None,
+        second=strategy.second,
     )
     training = settings.training
     phases = strategy.phases(per_epoch)
-    experiment = Experiment(strategy, phases, crops, training.batch_size, training.seed, device, data)
+    notes: list[str] = []
+    experiment = Experiment(strategy, phases, crops, training.batch_size, training.seed, device, data, notes)
     equip = partial(
         build_learners,
         settings,
@@ -139,9 +143,9 @@ def build(
         device=device,
         first=first or {},
     )
-    strategy.equip(equip())
+    strategy.equip(equip(notes=notes))
     rehearse(experiment, settings, data)
-    strategy.equip(equip())
+    strategy.equip(equip(notes=[]))
     return experiment
 
 
@@ -189,6 +193,9 @@ def build_strategy(settings: Settings, data: ImageData) -> Strategy:
         ema_decay=settings.auxiliary.ema_decay,
         ip_aux=settings.network.ip_aux_names,
         unpaired=Unpaired(**{name: getattr(settings.unpaired, name) for name in Unpaired._fields}),
+        ip_loss=settings.network.ip_loss,
+        adversarial=method.adversarial,
+        encoder=AUXILIARIES[settings.auxiliary.names[0]].role.key,  # type: ignore[attr-defined]
     )
     return kind(auxiliaries, terms)
 
@@ -211,28 +218,32 @@ def build_learners(
     scale: int,
     device: torch.device,
     first: Mapping[str, Mapping[str, Tensor]],
+    notes: list[str],
 ) -> dict[str, Learner]:
     """A network with fresh weights (which depend on the seed alone) and an optimizer for every role of ``strategy``.
 
     :param scale: by what factor IP enlarges.
     :param first: weights that networks begin with, by the keys of their roles.
+    :param notes: to which is added what the first weights lack.
     :raises RunError: an option does not fit the data, or a file of weights does not fit a network.
     """
     training = settings.training
     ours, pytorchs, options = OPTIMIZERS[training.optimizer]
     auxiliaries = {each.role.key: each for each in strategy.auxiliaries}
-    networks = {}
+    networks: dict[str, nn.Module] = {}
     for role in strategy.roles:
         # The stream of random numbers is that of the role: whatever else there is, its first weights are the same.
         torch.manual_seed(stable_seed(role.key.upper(), training.seed))
-        networks[role.key] = build_network(settings, role, auxiliaries, channels=data.channels, scale=scale)
+        networks[role.key] = strategy.own_network(role, networks, channels=data.channels) or build_network(
+            settings, role, auxiliaries, channels=data.channels, scale=scale
+        )
     for name in ("ip_weights", "vr_weights"):
         if (file := settings.values[name]) is not None:
-            keys = ["ip"] if name == "ip_weights" else list(auxiliaries)
-            keys = [key for key in keys if key in networks]
-            load_weights(file, {key: networks[key] for key in keys}, flag="--" + name.replace("_", "-"))
+            keys = ["ip"] if name == "ip_weights" else [*auxiliaries, strategy.terms.encoder]
+            keys = [key for key in dict.fromkeys(keys) if key in networks]
+            notes += load_weights(file, {key: networks[key] for key in keys}, flag="--" + name.replace("_", "-"))
     for key, weights in first.items():
-        networks[key].load_state_dict(weights)
+        notes += load_state(networks[key], weights, key=key)
     if "ip" in networks:
         check_crop(settings, networks["ip"])
     learners: dict[str, Learner] = {}
@@ -305,10 +316,12 @@ def build_network(
     name, options = settings.values[role.key], settings.values[f"{role.key}_options"]
     if role.kind == "main":
         shape: dict[str, int] = {"channels": channels, "scale": scale}
-    elif role.key in auxiliaries:
-        shape = {"channels": channels, "num_classes": auxiliaries[role.key].num_classes}
-    else:
+    elif role == CRITIC:
         shape = {"channels": channels}
+    else:
+        # An encoder that is pre-trained has no task: the smallest head there is, which nothing will reach.
+        classes = auxiliaries[role.key].num_classes if role.key in auxiliaries else 2
+        shape = {"channels": channels, "num_classes": classes}
     try:
         return NETWORKS[role.key].build(name, options, **shape)
     except ValueError as error:
@@ -329,7 +342,9 @@ def rehearse(experiment: Experiment, settings: Settings, data: ImageData) -> Non
     """
     strategy, training = experiment.strategy, settings.training
     by_size = sorted(range(len(data.test)), key=lambda i: math.prod(data.test.size(i)))
-    networks = " and ".join(f"--{role.key} {settings.values[role.key]}" for role in strategy.roles)
+    networks = " and ".join(
+        f"--{role.key} {settings.values[role.key]}" for role in strategy.roles if role.key in NETWORKS
+    )
     what, hint = "", ""
     try:
         for phase in experiment.phases:

@@ -11,6 +11,7 @@ from train.outputs.figures.attention import save_attention
 from train.outputs.figures.course import Course, save_course
 from train.outputs.figures.gate import save_gate
 from train.outputs.figures.panel import save_panel
+from train.outputs.figures.spectrum import save_spectrum
 from train.outputs.figures.strategies import save_strategies
 from train.outputs.figures.tradeoff import Point, save_tradeoff
 
@@ -21,6 +22,7 @@ __all__ = [
     "save_course",
     "save_gate",
     "save_panel",
+    "save_spectrum",
     "save_strategies",
     "save_tradeoff",
 ]

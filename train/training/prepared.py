@@ -1,7 +1,8 @@
 """Trainings that a run stands on, each done once and kept in the cache under a key of everything that it depends on.
 
-A VR that has learned from clean images is what a fixed VR begins with, and the independent reader. An IP that was
-trained alone is what IP begins with where a comparison asks what VR can add to a good one.
+A VR that has learned from clean images is what a fixed VR begins with, and the independent reader. An encoder that was
+pre-trained without labels is what VR may begin with, and an IP that was trained alone what IP begins with where a
+comparison asks what VR can add to a good one.
 """
 
 from __future__ import annotations
@@ -18,15 +19,30 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+import models.decoder
 import models.drunet.network
 import models.srresnet.network
-from train import losses
+import models.trunks
+from train import frequencies, losses
 from train.data.base import ImageData
 from train.data.cache import ArrayCache, file_sha256
-from train.degradations import Degradation, Gaussian
+from train.degradations import (
+    Degradation,
+    Gaussian,
+    frepa,
+    frequency_disc,
+    frequency_mask,
+    grids,
+    histogram_mask,
+    low_frequency_noise,
+    parse,
+    zero_mask,
+)
 from train.outputs.run_folder import RunFolder
 from train.settings.naming import identity
 from train.settings.sections import Settings
+from train.strategies import masked
+from train.strategies.masked import METHODS
 from train.training import augment, batches
 from train.training.build import build
 from train.training.engine import Cadence, Engine
@@ -35,8 +51,23 @@ from train.training.progress import Display, stop_on_signal
 READER_SEED = 1000
 """What is added to a run's seed to have that of its reader: it must not be the VR that the run began with."""
 
-_VR_CODE = (augment, batches, losses, models.resnet, models.unet)
+_CODE = (augment, batches, losses, models.resnet, models.unet)
 _IP_CODE = (augment, batches, losses, models.drunet.network, models.srresnet.network)
+_PRETRAINING_CODE = (
+    frequencies,
+    frepa,
+    frequency_disc,
+    frequency_mask,
+    grids,
+    histogram_mask,
+    low_frequency_noise,
+    masked,
+    models.decoder,
+    models.swin,
+    models.trunks,
+    models.vit,
+    zero_mask,
+)
 _NOTHING = Gaussian(0.0)
 
 
@@ -99,14 +130,88 @@ def clean_weights(
     :raises KeyboardInterrupt: a signal asked to stop.
     """
     own = clean_settings(settings, auxiliary, seed)
-    return _weights(
+    return _trained_once(
         own,
         data,
-        facts,
         _NOTHING,
-        label=f"vr-{settings.data.dataset}-{auxiliary}",
-        said="VR on clean images",
-        code=_VR_CODE,
+        facts,
+        name=f"vr-{settings.data.dataset}-{auxiliary}",
+        title="training VR on clean images",
+        what="Training VR ({role}, seed {seed}) on clean images",
+        code=_CODE,
+        device=device,
+        cache=cache,
+        display=display,
+    )
+
+
+def pretraining_settings(settings: Settings, auxiliary: str) -> Settings:
+    """The settings of the pre-training that ``--vr-start`` names: those of ``python -m train.pretrain``.
+
+    :param settings: of the run that begins with it.
+    :param auxiliary: the task whose network is pre-trained.
+    """
+    given = settings.pretraining
+    method = METHODS[settings.auxiliary.vr_start]
+    return settings.change(
+        {
+            "aux": auxiliary,
+            "aux_weight": settings.auxiliary.aux_weight[:1],
+            "ip_weights": None,
+            "vr_weights": None,
+            "vr_start": "fresh",
+            "ip_start": "fresh",
+            "strategy": "masked",
+            "gate": None,
+            "threshold": 0.0,
+            "task": method.task,
+            "ip_loss": method.ip_loss,
+            "adversarial": given.masked_adversarial or method.adversarial,
+            "optimizer": "adamw",
+            "vr_lr": given.masked_lr,
+            "batch_size": given.masked_batch_size,
+            "crop": given.masked_crop or settings.data.size,
+            "epochs": given.masked_epochs,
+            "max_steps": given.masked_steps,
+            "augment": False,
+            "seed": settings.training.seed if given.masked_seed is None else given.masked_seed,
+            "reader": False,
+            "evaluate_on": "test",
+            "resume": None,
+        }
+    )
+
+
+def pretrained_weights(
+    settings: Settings,
+    data: ImageData,
+    facts: Mapping[str, Any],
+    auxiliary: str,
+    *,
+    device: torch.device,
+    cache: ArrayCache,
+    display: Display,
+) -> dict[str, Tensor]:
+    """The weights of an encoder that was pre-trained on the training images as ``--vr-start`` says, from the cache or
+    trained now; without its head.
+
+    :param settings: of the run that begins with it; only those of its network and of section ``pretraining`` matter.
+    :param facts: the fingerprint of the data.
+    :param auxiliary: the task whose network is pre-trained.
+    :param display: shows the training.
+    :raises RunError: it cannot be trained with these settings.
+    :raises KeyboardInterrupt: a signal asked to stop.
+    """
+    start, own = settings.auxiliary.vr_start, pretraining_settings(settings, auxiliary)
+    return _trained_once(
+        own,
+        data,
+        parse(own.degradation.task),
+        facts,
+        name=f"{start}-{settings.data.dataset}-{auxiliary}",
+        title=f"pre-training ({start})",
+        what=f"Pre-training ({start}) of the {{role}} of {auxiliary}, seed {{seed}}",
+        code=(*_CODE, *_PRETRAINING_CODE),
         device=device,
         cache=cache,
         display=display,
@@ -155,13 +260,14 @@ def alone_weights(
     :raises RunError: it cannot be trained with these settings.
     :raises KeyboardInterrupt: a signal asked to stop.
     """
-    return _weights(
+    return _trained_once(
         alone_settings(settings),
         data,
-        facts,
         degrade,
-        label=f"ip-{settings.data.dataset}",
-        said="IP alone",
+        facts,
+        name=f"ip-{settings.data.dataset}",
+        title="training IP alone",
+        what="Training IP alone ({role}, seed {seed})",
         code=_IP_CODE,
         device=device,
         cache=cache,
@@ -169,25 +275,27 @@ def alone_weights(
     )
 
 
-def _weights(
+def _trained_once(
     own: Settings,
     data: ImageData,
-    facts: Mapping[str, Any],
     degrade: Degradation,
+    facts: Mapping[str, Any],
     *,
-    label: str,
-    said: str,
+    name: str,
+    title: str,
+    what: str,
     code: Sequence[ModuleType],
     device: torch.device,
     cache: ArrayCache,
     display: Display,
 ) -> dict[str, Tensor]:
-    """The weights of the one network of a training, from the cache or trained now.
+    """The weights of the first network of a training, from the cache or trained now.
 
-    :param own: the settings of that training.
-    :param label: of the entry in the cache.
-    :param said: what is trained, in words.
-    :param code: what else than the settings decides the weights.
+    :param own: the training's settings.
+    :param name: begins the name of the file in the cache.
+    :param title: of the training's phases.
+    :param what: is announced, with the fields ``role`` and ``seed``.
+    :param code: the modules whose content decides what is computed.
     """
     key = {
         "run": identity(own, facts, degradation=str(degrade)),
@@ -197,10 +305,10 @@ def _weights(
 
     def train() -> dict[str, np.ndarray]:
         experiment = build(own, data, degrade, device=device)
-        (role,) = experiment.strategy.roles
-        experiment.phases[:] = [each._replace(title=f"training {said}") for each in experiment.phases]
-        seed = own.training.seed
-        display.announce(f"Training {said} ({role.name}, seed {seed}), once: it is kept in the cache.")
+        strategy = experiment.strategy
+        role = strategy.roles[0]
+        experiment.phases[:] = [each._replace(title=title) for each in experiment.phases]
+        display.announce(f"{what.format(role=role.name, seed=own.training.seed)}, once: it is kept in the cache.")
         with tempfile.TemporaryDirectory() as scratch:
             display.begin(experiment.strategy.measures, batch_size=experiment.batch_size, events=None)
             # A checkpoint at the end alone: a training of minutes that is interrupted begins again.
@@ -210,9 +318,13 @@ def _weights(
             with stop_on_signal() as stop:
                 if not engine.train(display, stop):
                     raise KeyboardInterrupt
-        state = experiment.strategy.networks[role.key].state_dict()
-        weights = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
+        state = {
+            name: value.detach().cpu().contiguous()
+            for name, value in strategy.networks[role.key].state_dict().items()
+            if f"{role.key}.{name}" not in strategy.untrained
+        }
+        weights = save(state)
         return {"weights": np.frombuffer(weights, np.uint8)}
 
-    found = cache.arrays(label, key, train)
+    found = cache.arrays(name, key, train)
     return load(found["weights"].tobytes())
