@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from models import IP
 
@@ -26,12 +26,16 @@ class ICONetOptions:
     """Width of both branches, a multiple of 4."""
     fusion: bool = True
     """Whether the two branches exchange features after every block."""
+    loss: Literal["l1", "mse"] = "l1"
+    """Distance of both branches from their targets. l1: T2Net's. mse: that of other networks, faster in short runs."""
 
     def __post_init__(self) -> None:
         if self.blocks < 1:
             raise ValueError(f"blocks must be at least 1, not {self.blocks}")
         if self.features < 4 or self.features % 4:
             raise ValueError(f"features must be a multiple of 4, not {self.features}")
+        if self.loss not in ("l1", "mse"):
+            raise ValueError(f"loss must be 'l1' or 'mse', not {self.loss!r}")
 
 
 @IP.register("iconet", ICONetOptions, terms={"rec": REC_WEIGHT})

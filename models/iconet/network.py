@@ -25,6 +25,7 @@ SR_WEIGHT = 1 - REC_WEIGHT
 KERNEL = 7
 """Side of the neighborhood that a block looks at."""
 REDUCTION = 4
+LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss}
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, *, groups: int = 1) -> nn.Conv2d:
@@ -139,8 +140,10 @@ class ICONet(nn.Module):
                 f"ICONet: scale must be 2 or 4, not {scale}: it enlarges in stages of 2; give a --task that reduces "
                 "images by as much, such as kspace2 or joint4"
             )
+        options = options or ICONetOptions()
         self.scale = scale
-        self.stages = nn.ModuleList(Stage(options or ICONetOptions(), channels) for _ in range(STAGES[scale]))
+        self.loss = options.loss
+        self.stages = nn.ModuleList(Stage(options, channels) for _ in range(STAGES[scale]))
 
     def _forward(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What each stage makes: ``sr`` and ``rec``."""
@@ -164,7 +167,8 @@ class ICONet(nn.Module):
         return self._forward(x)[-1][0]
 
     def training_loss(self, degraded: Tensor, clean: Tensor) -> TrainingLoss:
-        """``sum over stages of 0.8 L1(sr, clean at its size) + 0.2 L1(rec, clean at the size of its input)``.
+        """``sum over stages of 0.8 L1(sr, clean at its size) + 0.2 L1(rec, clean at the size of its input)``, or mean
+        squared errors in the place of L1 (option ``loss``).
 
         The clean image at a smaller size is the crop of its k-space (:func:`models.kspace.reduced`), which is what a
         scan without undersampling would have measured there.
@@ -181,6 +185,7 @@ class ICONet(nn.Module):
         # From the size of the input to that of the output.
         scales = [self.scale // 2**stage for stage in range(len(stages) + 1)]
         targets = [clean if scale == 1 else kspace.reduced(clean, scale).clamp(0, 1) for scale in scales]
-        main = sum((F.l1_loss(sr, to) for (sr, _), to in zip(stages, targets[1:], strict=True)), clean.new_zeros(()))
-        rec = sum((F.l1_loss(rec, to) for (_, rec), to in zip(stages, targets[:-1], strict=True)), clean.new_zeros(()))
+        distance = LOSSES[self.loss]
+        main = sum((distance(sr, to) for (sr, _), to in zip(stages, targets[1:], strict=True)), clean.new_zeros(()))
+        rec = sum((distance(rec, to) for (_, rec), to in zip(stages, targets[:-1], strict=True)), clean.new_zeros(()))
         return TrainingLoss(stages[-1][0], SR_WEIGHT * main, {"rec": Term(REC_WEIGHT, rec)})

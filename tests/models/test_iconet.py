@@ -91,9 +91,10 @@ def test_untrained_it_is_bicubic_enlargement(scale, fusion):
     assert torch.equal(network(x), expected)
 
 
+@pytest.mark.parametrize(("loss", "power"), [("l1", 1), ("mse", 2)])
 @pytest.mark.parametrize("scale", [2, 4])
-def test_losses_against_a_sum_by_hand(scale):
-    network = learned(SMALL, scale)
+def test_losses_against_a_sum_by_hand(scale, loss, power):
+    network = learned(ICONetOptions(blocks=2, features=8, loss=loss), scale)
     degraded, clean = random(2, 1, 8, 12), random(2, 1, 8 * scale, 12 * scale, seed=1)
     found = network.training_loss(degraded, clean)
     image, main, rec = degraded, 0.0, 0.0
@@ -101,8 +102,8 @@ def test_losses_against_a_sum_by_hand(scale):
         sr, restored = stage(image)
         smaller = scale // 2**number  # by what the result of this stage is smaller than the clean image
         target = kspace.reduced(clean, smaller).clamp(0, 1) if smaller > 1 else clean
-        main += 0.8 * (sr - target).abs().mean()
-        rec += (restored - kspace.reduced(clean, 2 * smaller).clamp(0, 1)).abs().mean()
+        main += 0.8 * (sr - target).abs().pow(power).mean()
+        rec += (restored - kspace.reduced(clean, 2 * smaller).clamp(0, 1)).abs().pow(power).mean()
         image = sr
     torch.testing.assert_close(found.main, main)
     torch.testing.assert_close(found.terms["rec"].loss, rec)
@@ -120,6 +121,7 @@ def test_what_the_branches_learn_from(fusion):
     stage = network.stages[0]
     reached = stage.sr_blocks[0].mix.weight.grad
     assert (reached is not None and bool(reached.any())) == fusion
+    network.zero_grad()
     found.main.backward()
     assert stage.rec_blocks[0].mix.weight.grad.any()  # what is enlarged is the restored image
 
@@ -144,6 +146,7 @@ def test_scales_that_are_no_stages_of_two(scale):
     [
         ({"blocks": 0}, "^blocks must be at least 1, not 0"),
         ({"features": 0}, "^features must be a multiple of 4, not 0"),
+        ({"loss": "huber"}, "^loss must be 'l1' or 'mse', not 'huber'"),
         ({"features": 30}, "^features must be a multiple of 4, not 30"),
     ],
 )

@@ -47,5 +47,5 @@ def test_wrong_arguments(wrong):
 
 @pytest.mark.parametrize(("registry", "known"), [(IP, "srresnet"), (VR, "resnet18, resnet50, resnet101")])
 def test_unknown_network(registry, known):
-    with pytest.raises(UnknownNameError, match=f"unknown {registry.kind} 'list'; choose from: {known}"):
+    with pytest.raises(UnknownNameError, match=f"unknown {registry.kind} 'list'; choose from: .*{known}"):
         registry.build("list")
