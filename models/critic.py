@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from models import CRITIC
+from models.registry import at_least
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,9 +25,7 @@ class PatchCriticOptions:
     """Residual blocks, each of which halves height and width."""
 
     def __post_init__(self) -> None:
-        for name, value in (("width", self.width), ("blocks", self.blocks)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        at_least(self, 1)
 
 
 @CRITIC.register("patch", PatchCriticOptions)

@@ -65,6 +65,18 @@ class Registry(Generic[T]):
         return self[name](**kwargs)
 
 
+def at_least(options: Any, least: int, *names: str) -> None:
+    """Refuses options of a network that are too small.
+
+    :param options: their dataclass, as it is made.
+    :param names: of the options; by default all of them.
+    :raises ValueError: one is less than ``least``; the message begins with its name.
+    """
+    for name in names or vars(options):
+        if (value := getattr(options, name)) < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
 @dataclass(frozen=True)
 class NoOptions:
     """The options of a network that has none."""

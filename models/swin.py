@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from models import VR
+from models.registry import at_least
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,9 +28,7 @@ class SwinOptions:
     """Side of the windows of attention, in patches."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        at_least(self, 1)
         if self.features % self.heads:
             raise ValueError(f"features must be a multiple of heads ({self.heads}), not {self.features}")
         if self.depth % 2:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from models import SEG
+from models.registry import at_least
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,8 +26,7 @@ class UNetOptions:
     """Share of the features that are left out at random in training."""
 
     def __post_init__(self) -> None:
-        if self.features < 1:
-            raise ValueError(f"features must be at least 1, not {self.features}")
+        at_least(self, 1, "features")
         if self.norm not in ("instance", "batch"):
             raise ValueError(f"norm must be 'instance' or 'batch', not {self.norm!r}")
         if not 0 <= self.dropout < 1:

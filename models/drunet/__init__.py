@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from models import IP
+from models.registry import at_least
 
 if TYPE_CHECKING:
     from models.drunet.network import DRUNet
@@ -27,9 +28,7 @@ class DRUNetOptions:
     """Side of the squares of pixels that become channels before the first level. 2: a quarter of the work."""
 
     def __post_init__(self) -> None:
-        for name in ("features", "levels", "blocks", "unshuffle"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        at_least(self, 1)
 
 
 @IP.register("drunet", DRUNetOptions)

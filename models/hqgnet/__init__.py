@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from models import IP
+from models.registry import at_least
 
 if TYPE_CHECKING:
     from models.hqgnet.network import HQGNet
@@ -29,8 +30,7 @@ class HQGNetOptions:
     """Whether the guide reaches the enhancer; else zeros do, in training and after it: is the cue used at all?"""
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ValueError(f"width must be at least 1, not {self.width}")
+        at_least(self, 1, "width")
         if not 1 <= self.levels <= 6:
             raise ValueError(f"levels must be between 1 and 6, not {self.levels}")
 

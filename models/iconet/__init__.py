@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from models import IP
+from models.registry import at_least
 
 if TYPE_CHECKING:
     from models.iconet.network import ICONet
@@ -30,8 +31,7 @@ class ICONetOptions:
     """Distance of both branches from their targets. l1: T2Net's. mse: that of other networks, faster in short runs."""
 
     def __post_init__(self) -> None:
-        if self.blocks < 1:
-            raise ValueError(f"blocks must be at least 1, not {self.blocks}")
+        at_least(self, 1, "blocks")
         if self.features < 4 or self.features % 4:
             raise ValueError(f"features must be a multiple of 4, not {self.features}")
         if self.loss not in ("l1", "mse"):

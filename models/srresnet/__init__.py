@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from models import IP
+from models.registry import at_least
 
 if TYPE_CHECKING:
     from models.srresnet.network import SRResNet
@@ -27,9 +28,8 @@ class SRResNetOptions:
     """Normalization after each convolution of the trunk. kernel 9 with batch: the paper's layers."""
 
     def __post_init__(self) -> None:
-        for name, value, least in (("blocks", self.blocks, 0), ("features", self.features, 1)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
+        at_least(self, 0, "blocks")
+        at_least(self, 1, "features")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd and at least 1, not {self.kernel}")
         if self.norm not in ("none", "batch"):
