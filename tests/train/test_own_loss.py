@@ -147,3 +147,19 @@ def test_an_ip_without_a_loss_of_its_own_has_the_mean_squared_error():
     strategy = make_strategy("ip-only", networks)
     strategy.enter(strategy.phases(1)[-1])
     torch.testing.assert_close(strategy.losses(batch).main, F.mse_loss(networks["ip"](batch.degraded), batch.clean))
+
+
+def test_ip_only_has_the_hard_gate():
+    """Its own loss takes part where it does not conflict; behind an open gate, it would take part anyway."""
+    settings = config(strategy="ip-only", ip="tiny-staged", ip_aux="rec")
+    assert gate_of(settings, build_strategy(settings, image_data()))["gate"] == "hard"
+
+
+def test_the_picture_of_its_gate(monkeypatch, tmp_path):
+    """It is drawn from the columns of its own loss, whether there is a VR or not."""
+    drawn = {}
+    monkeypatch.setattr("train.experiment.save_gate", lambda path, **about: drawn.update({path.name: about}))
+    do_run(config(strategy="ip-only", ip="tiny-staged", ip_aux="rec", out=tmp_path / "run", max_steps=2))
+    rows = list(csv.DictReader((tmp_path / "run" / "steps.csv").open()))
+    assert list(drawn) == ["gate-rec.png"]
+    assert drawn["gate-rec.png"]["cosine"].tolist() == [float(row["cosine_rec"]) for row in rows]
