@@ -613,7 +613,7 @@ def _check_unpaired_definition(name: str, auxiliaries: Sequence[str], terms: Ter
         corners = [error[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]
         for weight, signs in ((0.1, (1, 1, 1, 1)), (1, (1, -1, 1, -1)), (1, (1, 1, -1, -1)), (1, (1, -1, -1, 1))):
             band = sum(sign * corner for sign, corner in zip(signs, corners, strict=True)) / 2
-            loss = loss + 10 * weight * band.abs().mean()
+            loss = loss + weight * band.abs().mean()
         loss = loss + (fixed("ip").guidance(images).mean - described.detach()).abs().mean()
         differences = [
             (fixed(key)[:-1](images) - fixed(key)[:-1](batch.degraded)).abs().mean() for key in keys.values()

@@ -331,6 +331,27 @@ def test_kl_is_a_term_of_a_variational_network_alone():
     assert step(enter(make_strategy("hqg", networks)), batches(1)[0])["kl"] > 0
 
 
+@pytest.mark.parametrize(("weight", "least", "most"), [(1.0, 0.05, 0.5), (10.0, -0.02, 0.02)])
+def test_dark_images_become_brighter_without_pairs(weight: float, least: float, most: float):
+    """Of 0.35 on average, with guides of 0.65: from the identity, with the critic alone to say so. A tenfold weight of
+    the wavelet loss holds the images where they are."""
+    from models import CRITIC
+    from models.critic import PatchCriticOptions
+
+    networks = fresh_networks([], "hqg-only")
+    nn.init.zeros_(networks["ip"].enhancer.last.weight)
+    networks["critic"] = CRITIC.build("patch", PatchCriticOptions(width=4, blocks=1), channels=1).double()
+    strategy = enter(make_strategy("hqg-only", networks, terms=Terms(unpaired=Unpaired(wavelet_weight=weight))))
+    generator = torch.Generator().manual_seed(0)
+    gains = []
+    for _ in range(80):
+        dark, bright = torch.rand(2, 8, 1, 8, 8, generator=generator, dtype=torch.float64)
+        dark, bright = 0.2 + 0.3 * dark, 0.45 + 0.4 * bright
+        step(strategy, Batch(dark * math.nan, dark, torch.zeros(8, dtype=torch.long), guide=bright))
+        gains.append((strategy._enhanced.detach() - dark).mean().item())
+    assert least < np.mean(gains) < most
+
+
 def test_any_ip_learns_without_pairs():
     """One that takes no guide has no consistency to keep."""
     networks = fresh_networks(["dia"], "hqg") | {"ip": fresh_networks(["dia"])["ip"]}

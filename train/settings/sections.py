@@ -326,7 +326,11 @@ class Unpaired(Section):
         concerns="unpaired",
     )
     wavelet_weight: float = setting(
-        10.0, "Weight of the difference of enhanced and degraded images in Haar wavelets.", least=0, concerns="unpaired"
+        1.0,
+        "Weight of the difference of enhanced and degraded images in Haar wavelets. A large one, such as 10, holds "
+        "them to be equal.",
+        least=0,
+        concerns="unpaired",
     )
     keeps: Keeps = setting(
         "details",

@@ -148,7 +148,7 @@ class Unpaired(NamedTuple):
 
     adversarial_weight: float = 1.0
     r1_weight: float = 1.0
-    wavelet_weight: float = 10.0
+    wavelet_weight: float = 1.0
     feature_weight: float = 1.0
     consistency_weight: float = 1.0
     kl_weight: float = 0.01
