@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
+from models import CRITIC
+from models.critic import PatchCriticOptions
 from train import pretrain, run
 from train.degradations import Frepa, FrequencyDisc, ZeroMask, parse
 from train.errors import RunError
@@ -46,8 +48,7 @@ def made(mode: str, ip_loss: str = "frepa") -> Masked:
     networks["vr"].dropout = nn.Identity()
     for role in strategy.roles[1:]:
         own = strategy.own_network(role, networks, channels=1)
-        assert own is not None
-        networks[role.key] = own
+        networks[role.key] = own or CRITIC.build("patch", PatchCriticOptions(width=2, blocks=1), channels=1)
     learners = {}
     for key, network in networks.items():
         network.double()
@@ -66,7 +67,7 @@ def batches(n: int) -> list[Batch]:
     def images() -> torch.Tensor:
         return torch.rand(4, 1, 16, 16, generator=generator, dtype=torch.float64)
 
-    return [Batch(images(), images(), torch.zeros(4, dtype=torch.int64), None, images()) for _ in range(n)]
+    return [Batch(images(), images(), torch.zeros(4, dtype=torch.int64), second=images()) for _ in range(n)]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -84,10 +85,10 @@ def test_step_is_the_definition(mode: str) -> None:
         loss = frepa_loss(decoded, batch.clean)
         assert found["loss"].item() == pytest.approx(loss.item(), rel=1e-6)
         if "critic" in own:
-            made_up = own["critic"](decoded)[-1]
+            made_up = own["critic"](decoded)
             loss = loss + CRITIC_WEIGHT * torch.log1p(torch.exp(-made_up)).mean()
-            judged = torch.log1p(torch.exp(-own["critic"](batch.clean)[-1])).mean()
-            judged = judged + torch.log1p(torch.exp(own["critic"](decoded.detach())[-1])).mean()
+            judged = torch.log1p(torch.exp(-own["critic"](batch.clean))).mean()
+            judged = judged + torch.log1p(torch.exp(own["critic"](decoded.detach()))).mean()
             critic = torch.autograd.grad(judged, list(own["critic"].parameters()))
         if strategy.second:
             other = own["vr"].features(batch.second)
@@ -131,7 +132,7 @@ def test_nan_moves_nothing(mode: str, where: str) -> None:
     for strategy in (disturbed, other):
         strategy.update(strategy.losses(good))
     before = _moved(disturbed)
-    nan = Batch(images["clean"], images["degraded"], bad.labels, None, images["second"])  # type: ignore[arg-type]
+    nan = Batch(images["clean"], images["degraded"], bad.labels, second=images["second"])  # type: ignore[arg-type]
     found = disturbed.update(disturbed.losses(nan))
     assert found["skipped"]
     assert _same(_moved(disturbed), before)
@@ -183,11 +184,7 @@ def test_the_second_corruption_is_another_one() -> None:
 
 def arguments(**changes: object) -> list[str]:
     """Flags of a pre-training of seconds."""
-    own = {"vr": "tiny-encoder", "crop": 16, "max_steps": 4, **changes}
-    unwanted = {"ip", "ip.blocks", "ip.features"} if changes.get("strategy") == "masked" else set()
-    given = tiny.arguments(**own)
-    pairs = [(given[i], given[i + 1]) for i in range(0, len(given), 2)]
-    return [each for pair in pairs if pair[0].removeprefix("--") not in unwanted for each in pair]
+    return tiny.arguments(**{"vr": "tiny-encoder", "crop": 16, "max_steps": 4, **changes})
 
 
 @pytest.mark.parametrize("method", ["frepa", "mae"])

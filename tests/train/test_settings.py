@@ -27,7 +27,7 @@ def test_presets_are_partial_and_different():
     assert {name: preset_settings(name).preset for name in PRESETS} == {"quick": "quick", "paper": "paper"}
     said = {name for preset in PRESETS.values() for name in preset if "." not in name}
     assert said < set(FIELDS), "a preset overrides; what it does not say has its default"
-    for name in set(FIELDS) - said - {"ip_options"}:
+    for name in set(FIELDS) - said - {"ip_options", "critic_options"}:
         assert QUICK.values[name] == PAPER.values[name]
 
 
@@ -332,7 +332,7 @@ CLEAN = {f"clean_{name}" for name in ("epochs", "lr", "batch_size", "crop", "aug
         (["--vr-start", "mfm"], ADVISED | DIA | GATED | MASKED, {"--ip.blocks"}),
         (
             ["--strategy", "masked", "--vr", "vit"],
-            {"aux", "vr_weights", "vr_lr", "adversarial", "ip_loss"} | DIA,
+            {"aux", "vr_weights", "vr_lr", "adversarial", "ip_loss", "critic", "critic_lr"} | DIA,
             {"--vr.patch"},
         ),
         (["--vr-update", "ema"], ADVISED | DIA | GATED | {"pretrain_epochs", "ema_decay"}, {"--ip.blocks"}),
