@@ -24,7 +24,7 @@ SHORT = {
     "--features 4 --pretrain-epochs 1 --out {out}",
     "train.compare --list": "",
     "train.compare": "--set source=phantom --set size=32 --set crop=16 --set ip.features=4 --set aux_weight=0.01 "
-    "--set reader=false --seeds 0 --strategies ip-only,gradprom --max-steps 2 --out {out}",
+    "--set reader=false --set ip_start=fresh --seeds 0 --strategies ip-only,gradprom --max-steps 2 --out {out}",
     "train.pretrain": "--source phantom --preset quick --max-steps 2 --size 32 --crop 32 --batch-size 4 --out {out}",
     "train.probe": "--source phantom --preset quick --size 32 --crop 32 --starts fresh,mfm --masked-steps 1 "
     "--head-steps 1 --out {out}",
