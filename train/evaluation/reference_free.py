@@ -91,7 +91,7 @@ def frechet_distance(one: Tensor, other: Tensor) -> float:
 
     if min(len(one), len(other)) < 2:
         return float("nan")
-    return float(get_fid_score(one.double(), other.double()))
+    return float(get_fid_score(one.detach().double(), other.detach().double()))
 
 
 def kernel_distance(one: Tensor, other: Tensor) -> float:
