@@ -11,7 +11,7 @@ import pytest
 
 from train.data import DATASETS, ImageData, load
 from train.data.cache import ArrayCache
-from train.data.phantoms import drawing, fundus, heart, skin, tissue
+from train.data.phantoms import drawing, fundus, head, heart, skin, tissue
 
 Draw = Callable[[int, int, int], drawing.Drawing]
 SPLITS = ("train", "val", "test")
@@ -20,6 +20,7 @@ KINDS: dict[str, tuple[Draw, int]] = {
     "drimdb": (fundus.photograph, 3),
     "camus": (heart.echo, 3),
     "lizard": (tissue.tile, 1),
+    "mri": (head.head, 1),
 }
 """How an image is drawn, and how many classes there are."""
 
