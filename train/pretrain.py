@@ -10,6 +10,7 @@ from typing import Any
 from train.errors import RunError
 from train.run import guarded, run
 from train.settings import Settings, parse
+from train.settings.sections import Pretraining
 from train.strategies.masked import METHODS
 
 ABOUT = """Pre-train a network to find the clean image in a corrupted one. A pre-training is a run like any other, with
@@ -23,18 +24,9 @@ KEYS = {"vr": "dia", "seg": "seg"}
 def over(network: str, method: str) -> dict[str, Any]:
     """The settings of a pre-training that differ from the preset's; flags stand over these."""
     chosen = METHODS[method]
-    own: dict[str, Any] = {"task": chosen.task, "ip_loss": chosen.ip_loss}
     if network == "ip":
-        return {"strategy": "ip-only", **own}
-    return {
-        "strategy": "masked",
-        "aux": KEYS[network],
-        "adversarial": chosen.adversarial,
-        "optimizer": "adamw",
-        "vr_lr": 3e-4,
-        "crop": 128,
-        **own,
-    }
+        return {"strategy": "ip-only", "task": chosen.task, "ip_loss": chosen.ip_loss}
+    return {**chosen.settings, "aux": KEYS[network], "vr_lr": Pretraining().masked_lr, "crop": 128}
 
 
 def settings_of(argv: Sequence[str]) -> Settings:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models import IP
 from train import compare
 from train.comparison import tables
 from train.comparison.collect import Record, read_records, results
@@ -76,6 +77,20 @@ def runs(out: Path) -> dict[Path, int]:
 
 
 # --- what is run ---
+
+
+def test_the_networks_of_recipe_iconet_are_those_it_tells_of() -> None:
+    """All begin with random weights, and have as many parameters as the docstring says."""
+    made = Plan.made("iconet", RECIPES.build("iconet"), "quick")
+    counts = {}
+    for job in made.jobs({}):
+        settings = job.settings
+        assert (settings.network.ip_start, settings.training.crop, settings.training.max_steps) == ("fresh", 128, 200)
+        network = IP.build(settings.network.ip, settings.network.ip_options, channels=1, scale=2)
+        counts[job.arm] = sum(each.numel() for each in network.parameters())
+    told = RECIPES["iconet"].__doc__ or ""
+    for arm in ("srresnet", "iconet", "iconet without fusion"):
+        assert f"{counts[arm]:,}" in told, (arm, counts[arm])
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "tiny"])

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models import CRITIC, IP, SEG, VR
+from train.degradations import DEGRADATIONS
 from train.errors import RunError
 from train.experiment import RunResult, do_run
 from train.run import main
+from train.strategies import STRATEGIES
+from train.training.prepared import sources
 
 from .tiny import arguments, config
 
@@ -127,11 +132,28 @@ def test_an_ip_that_was_trained_alone(capsys):
         assert (said in shown.out + shown.err) == trained, changes
 
 
+def test_what_is_kept_depends_on_every_source_of_a_training():
+    """Else a network that was changed would begin with the weights of what it was before."""
+    entries = [registry[name] for registry in (IP, VR, SEG, CRITIC, DEGRADATIONS, STRATEGIES) for name in registry]
+    files = {
+        sys.modules[entry.__module__].__file__
+        for entry in entries
+        if entry.__module__.startswith(("models.", "train."))
+    }
+    layers = {
+        sys.modules[type(IP.build(name, channels=1, scale=2)).__module__].__file__ for name in IP if name[:4] != "tiny"
+    }
+    assert files | layers <= {str(path) for path in sources()}
+    assert len(files) >= 30 and len(layers) > 3
+
+
 def test_an_ip_begins_in_one_way(elsewhere, tmp_path):
     with pytest.raises(RunError, match="--ip-start alone and --ip-weights both say"):
         config(ip_start="alone", alone_crop=16, ip_weights=tmp_path / "weights.safetensors")
     with pytest.raises(RunError, match="--alone-crop 64 does not fit into images of --size"):
         config(ip_start="alone")
+    with pytest.raises(RunError, match="learns from pairs, and strategy hqg-only has none"):
+        config(ip_start="alone", alone_crop=16, strategy="hqg-only")
     config(strategy="vr-only", ip_start="alone", aux="dia")  # there is no IP
 
 

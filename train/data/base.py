@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -387,8 +387,19 @@ class DataSet(ABC):
         """
         from train.data.decoding import decoded
 
-        listing = self.listing(path, split_seed=split_seed)
-        return decoded(self, listing, View(size, channels), folder=path, cache=cache, progress=progress)
+        def decode(listing: Listing) -> ImageData:
+            return decoded(self, listing, View(size, channels), folder=path, cache=cache, progress=progress)
+
+        return self.completed(decode(self.listing(path, split_seed=split_seed)), path, decode)
+
+    def completed(self, data: ImageData, path: Path, decode: Callable[[Listing], ImageData]) -> ImageData:
+        """The data with what else their folder tells; by default that is nothing.
+
+        :param data: what the listing names.
+        :param decode: reads what another listing names, in the same way.
+        :raises DataError: what else there is is contradictory.
+        """
+        return data
 
     @property
     def has_phantoms(self) -> bool:

@@ -20,7 +20,8 @@ from PIL import Image, ImageOps
 from train.data.base import DataError
 
 _EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
-_GRAY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's
+LUMA = np.array([0.299, 0.587, 0.114])
+"""Of red, green and blue, what gray images are made of: ITU-R BT.601, as Pillow's."""
 _SIGNATURES = {b"\x93NUMPY": "NPY", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF"}
 _MASK_FORMATS = {"PNG", "TIFF", "BMP", "GIF", "PPM"}  # what keeps every pixel as it was
 _SAVE_MASKS = "save class indices (0, 1, 2, ...) in one channel, as PNG or NPY"
@@ -368,7 +369,7 @@ def arranged(path: Path, pixels: np.ndarray, channels: int) -> np.ndarray:
         return pixels
     if channels == 3:
         return pixels.repeat(3, axis=2)
-    gray = (pixels.astype(np.float64) @ _GRAY)[..., None]
+    gray = (pixels.astype(np.float64) @ LUMA)[..., None]
     return (gray if pixels.dtype.kind == "f" else gray.round()).astype(pixels.dtype)
 
 

@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 
 from train.data.base import SPLITS, DataError, ImageData, Subset
+from train.data.readers import LUMA
 from train.seeds import stable_seed
 
 WHITE, BLACK, ONE_SHADE = 0.8, 0.07, 0.0125
 """Of the gray values in the central half of an image: a mean above or below which it is nearly white or black, and a
 standard deviation below which it is of one shade. Nothing can be recovered there. Of the bad images of DRIMDB ten are
 left out so: five white ones, three black ones, and two of one gray."""
-
-LUMINANCE = (0.299, 0.587, 0.114)
-"""Of red, green and blue (ITU-R BT.601), as gray images are made of color ones when they are read."""
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +100,7 @@ def recoverable(image: np.ndarray) -> bool:
 
     :param image: ``float [C, H, W]`` in [0, 1]; of colors the luminance counts.
     """
-    gray = image[0] if len(image) == 1 else np.einsum("c,chw->hw", LUMINANCE, image)
+    gray = image[0] if len(image) == 1 else np.einsum("c,chw->hw", LUMA, image)
     height, width = gray.shape
     center = gray[height // 4 : height - height // 4, width // 4 : width - width // 4]
     return bool(BLACK <= center.mean() <= WHITE and center.std() >= ONE_SHADE)

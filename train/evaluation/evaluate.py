@@ -131,9 +131,8 @@ class Evaluation:
             for of, each in self.qualities.items()
             if each is not None
         }
-        suffixes = SUFFIXES
         return images | {
-            f"{key}{suffixes[kind]}": values for kind, found in self.per_image.items() for key, values in found.items()
+            f"{key}{SUFFIXES[kind]}": values for kind, found in self.per_image.items() for key, values in found.items()
         }
 
 
@@ -294,7 +293,10 @@ def known_scores(
         "network": repr(network),
         "weights": weights.hexdigest(),
         "tiles": repr(tiling),
-        "code": [file_sha256(Path(str(inspect.getsourcefile(each)))) for each in (type(judge), image_quality, forward)],
+        "code": [
+            file_sha256(Path(str(inspect.getsourcefile(each))))
+            for each in (type(judge), type(network), image_quality, forward)
+        ],
         "torch": torch.__version__,
     }
     arrays = cache.arrays(f"scores-{judge.name}", key, score)

@@ -1,10 +1,20 @@
 """Super-resolution of k-space, with and without undersampling: what a reconstruction prior is worth."""
 
-from train.recipes.base import RECIPES, Arm, Condition, Recipe
-from train.recipes.common import QUICK_CT
+from train.recipes.base import RECIPES, Arm, Condition, Overrides, Recipe
+from train.recipes.common import SHARED_VRS
 
 ICONET = {"strategy": "ip-only", "ip": "iconet", "ip.loss": "mse"}
 PLAIN = "iconet without fusion"
+QUICK: Overrides = {
+    **SHARED_VRS,
+    "crop": 128,
+    "batch_size": 4,
+    "ip.blocks": 4,
+    "ip.features": 16,
+    "epochs": 1000,
+    "max_steps": 200,
+}
+"""Every IP begins with random weights: networks are compared here."""
 
 
 @RECIPES.register("iconet")
@@ -17,7 +27,7 @@ def iconet() -> Recipe:
         title="COVID-CT as magnitude images, x2 from the middle of k-space, all of it measured or a quarter",
         question="Does the prior of a reconstruction help where there is aliasing, and not where there is none?",
         settings={"dataset": "covidct"},
-        quick=QUICK_CT,
+        quick=QUICK,
         conditions=(Condition("kspace2", {"task": "kspace2"}), Condition("joint2", {"task": "joint2"})),
         arms=(
             Arm("srresnet", {"strategy": "ip-only", "ip": "srresnet"}),

@@ -573,6 +573,11 @@ class Settings:
                 f"--ip-aux {self.network.ip_aux}: strategy {self.method.strategy} has no pairs, which losses of IP's "
                 "own compare; leave it out"
             )
+        if self.ip_starts_alone and self.method.kind.guided:
+            raise RunError(
+                "--ip-start alone: an IP that is trained alone learns from pairs, and strategy "
+                f"{self.method.strategy} has none; leave it out"
+            )
         if self.ip_starts_alone and self.network.ip_weights is not None:
             raise RunError("--ip-start alone and --ip-weights both say what IP begins with; leave one out")
 

@@ -46,6 +46,11 @@ class Method(NamedTuple):
     ip_loss: str
     adversarial: Adversarial
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """Of a run that pre-trains an encoder so."""
+        return {"strategy": "masked", "optimizer": "adamw", **self._asdict()}
+
 
 METHODS = {
     # Y. Chu et al., arXiv:2407.14651.

@@ -7,11 +7,11 @@ comparison asks what VR can add to a good one.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,31 +19,13 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-import models.decoder
-import models.drunet.network
-import models.srresnet.network
-import models.trunks
-from train import frequencies, losses
 from train.data.base import ImageData
 from train.data.cache import ArrayCache, file_sha256
-from train.degradations import (
-    Degradation,
-    Gaussian,
-    frepa,
-    frequency_disc,
-    frequency_mask,
-    grids,
-    histogram_mask,
-    low_frequency_noise,
-    parse,
-    zero_mask,
-)
+from train.degradations import Degradation, Gaussian, parse
 from train.outputs.run_folder import RunFolder
 from train.settings.naming import identity
 from train.settings.sections import Settings
-from train.strategies import masked
 from train.strategies.masked import METHODS
-from train.training import augment, batches
 from train.training.build import build
 from train.training.engine import Cadence, Engine
 from train.training.progress import Display, stop_on_signal
@@ -51,22 +33,14 @@ from train.training.progress import Display, stop_on_signal
 READER_SEED = 1000
 """What is added to a run's seed to have that of its reader: it must not be the VR that the run began with."""
 
-_CODE = (augment, batches, losses, models.resnet, models.unet)
-_IP_CODE = (augment, batches, losses, models.drunet.network, models.srresnet.network)
-_PRETRAINING_CODE = (
-    frequencies,
-    frepa,
-    frequency_disc,
-    frequency_mask,
-    grids,
-    histogram_mask,
-    low_frequency_noise,
-    masked,
-    models.decoder,
-    models.swin,
-    models.trunks,
-    models.vit,
-    zero_mask,
+_DEPENDS_ON = (
+    "models/**/*.py",
+    "train/degradations/*.py",
+    "train/strategies/*.py",
+    "train/training/*.py",
+    "train/losses.py",
+    "train/frequencies.py",
+    "train/seeds.py",
 )
 _NOTHING = Gaussian(0.0)
 
@@ -138,7 +112,6 @@ def clean_weights(
         name=f"vr-{settings.data.dataset}-{auxiliary}",
         title="training VR on clean images",
         what="Training VR ({role}, seed {seed}) on clean images",
-        code=_CODE,
         device=device,
         cache=cache,
         display=display,
@@ -155,19 +128,16 @@ def pretraining_settings(settings: Settings, auxiliary: str) -> Settings:
     method = METHODS[settings.auxiliary.vr_start]
     return settings.change(
         {
+            **method.settings,
             "aux": auxiliary,
             "aux_weight": settings.auxiliary.aux_weight[:1],
             "ip_weights": None,
             "vr_weights": None,
             "vr_start": "fresh",
             "ip_start": "fresh",
-            "strategy": "masked",
             "gate": None,
             "threshold": 0.0,
-            "task": method.task,
-            "ip_loss": method.ip_loss,
             "adversarial": given.masked_adversarial or method.adversarial,
-            "optimizer": "adamw",
             "vr_lr": given.masked_lr,
             "batch_size": given.masked_batch_size,
             "crop": given.masked_crop or settings.data.size,
@@ -211,7 +181,6 @@ def pretrained_weights(
         name=f"{start}-{settings.data.dataset}-{auxiliary}",
         title=f"pre-training ({start})",
         what=f"Pre-training ({start}) of the {{role}} of {auxiliary}, seed {{seed}}",
-        code=(*_CODE, *_PRETRAINING_CODE),
         device=device,
         cache=cache,
         display=display,
@@ -268,11 +237,21 @@ def alone_weights(
         name=f"ip-{settings.data.dataset}",
         title="training IP alone",
         what="Training IP alone ({role}, seed {seed})",
-        code=_IP_CODE,
         device=device,
         cache=cache,
         display=display,
     )
+
+
+def sources() -> list[Path]:
+    """The files that decide, besides its settings, what a training arrives at."""
+    root = Path(__file__).resolve().parents[2]
+    return [path for pattern in _DEPENDS_ON for path in sorted(root.glob(pattern))]
+
+
+@functools.cache
+def _code() -> list[str]:
+    return [file_sha256(path) for path in sources()]
 
 
 def _trained_once(
@@ -284,7 +263,6 @@ def _trained_once(
     name: str,
     title: str,
     what: str,
-    code: Sequence[ModuleType],
     device: torch.device,
     cache: ArrayCache,
     display: Display,
@@ -295,11 +273,10 @@ def _trained_once(
     :param name: begins the name of the file in the cache.
     :param title: of the training's phases.
     :param what: is announced, with the fields ``role`` and ``seed``.
-    :param code: the modules whose content decides what is computed.
     """
     key = {
         "run": identity(own, facts, degradation=str(degrade)),
-        "code": [file_sha256(Path(str(module.__file__))) for module in code],
+        "code": _code(),
         "torch": torch.__version__,
     }
 

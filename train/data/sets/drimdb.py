@@ -19,6 +19,7 @@ Outliers (eyes, rooms, rulers) have another size at times; a few bad images are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from train.data.base import DATASETS, DataError, DataSet, Example, ImageData, Listing
@@ -65,17 +66,7 @@ class DRIMDB(DataSet):
         ]
         return Listing(seeded(examples, seed=split_seed, what=str(path)), CLASS_NAMES)
 
-    def read(
-        self,
-        path: Path,
-        *,
-        size: int | None,
-        channels: int,
-        cache: ArrayCache,
-        progress: bool,
-        split_seed: int = 0,
-    ) -> ImageData:
-        data = super().read(path, size=size, channels=channels, cache=cache, progress=progress, split_seed=split_seed)
+    def completed(self, data: ImageData, path: Path, decode: Callable[[Listing], ImageData]) -> ImageData:
         return _rated(data)
 
     def phantom(self, *, size: int, channels: int, cache: ArrayCache, progress: bool) -> ImageData:

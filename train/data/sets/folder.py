@@ -24,9 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, ImageData, Listing, View
-from train.data.cache import ArrayCache
-from train.data.decoding import decoded
+from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, ImageData, Listing
 from train.data.layout import table
 from train.data.readers import ImageFile, MaskFile
 from train.data.splits import refuse_shared_patients, seeded
@@ -74,17 +72,7 @@ class Folder(DataSet):
             splits = seeded(list(examples.values()), seed=split_seed, what=str(path))
         return Listing(splits, class_names, title=f"{self.name}-{path.absolute().resolve().name}")
 
-    def read(
-        self,
-        path: Path,
-        *,
-        size: int | None,
-        channels: int,
-        cache: ArrayCache,
-        progress: bool,
-        split_seed: int = 0,
-    ) -> ImageData:
-        data = super().read(path, size=size, channels=channels, cache=cache, progress=progress, split_seed=split_seed)
+    def completed(self, data: ImageData, path: Path, decode: Callable[[Listing], ImageData]) -> ImageData:
         if not (path / HIGH).exists():
             return data
         files = _files(path / HIGH, what="image")
@@ -99,7 +87,7 @@ class Folder(DataSet):
             )
         guides = [Example(id=f"{HIGH}/{name}", image=ImageFile(file)) for name, file in files.items()]
         listing = Listing({"train": guides, "val": (), "test": ()}, title=data.title)
-        high = decoded(self, listing, View(size, channels), folder=path, cache=cache, progress=progress).train
+        high = decode(listing).train
         if high.images.dtype != data.train.images.dtype:
             raise DataError(
                 f"{path / HIGH} holds {high.images.dtype} values and {path / 'images'} {data.train.images.dtype}: "
