@@ -113,7 +113,9 @@ class Stage(nn.Module):
             if self.fusions:
                 sr, rec = self.fusions[i](sr, rec)
         restored = image + self.rec_tail(self.rec_body(rec) + rec_first)
-        skip = F.interpolate(restored, scale_factor=2, mode="bicubic", align_corners=False)
+        # The restored image answers for its own loss alone. Otherwise the loss of the large image sharpens the small
+        # one in the place of the SR branch, which the loss of the small one undoes: 0.3 dB in 100 steps of kspace2.
+        skip = F.interpolate(restored.detach(), scale_factor=2, mode="bicubic", align_corners=False)
         return skip + self.sr_tail(self.upsample(self.sr_body(sr) + sr_first)), restored
 
 

@@ -114,16 +114,21 @@ def test_losses_against_a_sum_by_hand(scale, loss, power):
 
 @pytest.mark.parametrize("fusion", [True, False])
 def test_what_the_branches_learn_from(fusion):
-    """Without a fusion, the reconstruction loss does not reach the SR branch; with it, it does."""
+    """Each branch learns from the other one's loss through the fusion alone; the restored image learns from its own."""
     network = learned(ICONetOptions(2, 8, fusion), 2)
     found = network.training_loss(random(1, 1, 8, 8), random(1, 1, 16, 16, seed=1))
     found.terms["rec"].loss.backward(retain_graph=True)
     stage = network.stages[0]
-    reached = stage.sr_blocks[0].mix.weight.grad
-    assert (reached is not None and bool(reached.any())) == fusion
+
+    def reached(parameter):
+        return parameter.grad is not None and bool(parameter.grad.any())
+
+    assert reached(stage.sr_blocks[0].mix.weight) == fusion
+    assert reached(stage.rec_tail.weight)
     network.zero_grad()
     found.main.backward()
-    assert stage.rec_blocks[0].mix.weight.grad.any()  # what is enlarged is the restored image
+    assert reached(stage.rec_blocks[0].mix.weight) == fusion
+    assert not reached(stage.rec_tail.weight)
 
 
 def test_inner_stages_are_supervised():
