@@ -38,7 +38,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max-steps", type=int, help="steps of IP's training at most")
     parser.add_argument("--dry-run", action="store_true", help="show what would be run, and run nothing")
     parser.add_argument("--out", type=Path, help="folder of the comparison (default: results-of/RECIPE)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument(
+        "--jobs", type=int, help="runs side by side (default: one per CPU core, up to 4; with a GPU one)"
+    )
     given = parser.parse_args(argv)
     if not given.list and given.recipe is None:
         parser.error("give --recipe NAME, or --list to see which there are")
@@ -58,17 +60,18 @@ def run(given: argparse.Namespace) -> int:
 
     :raises RunError: something the user can put right.
     """
+    from train.comparison.execute import default_at_once
     from train.comparison.plan import Plan, read_changes, unknown
 
+    if given.jobs is not None and given.jobs < 1:
+        raise RunError(f"--jobs must be at least 1, not {given.jobs}")
     if given.list:
         from train.comparison.cost import listing
 
-        print(listing(given.preset))
+        print(listing(given.preset, at_once=given.jobs or default_at_once()))
         return 0
     if given.recipe not in RECIPES:
         raise RunError(unknown("--recipe", given.recipe, list(RECIPES), what="there is no recipe"))
-    if given.jobs < 1:
-        raise RunError(f"--jobs must be at least 1, not {given.jobs}")
     base = read_changes(given.changes)
     if given.max_steps is not None:
         base["max_steps"] = given.max_steps
@@ -87,7 +90,7 @@ def run(given: argparse.Namespace) -> int:
     if given.dry_run:
         from train.comparison.cost import dry_run
 
-        print(dry_run(plan))
+        print(dry_run(plan, at_once=given.jobs or default_at_once()))
         return 0
     from rich.console import Console
 
@@ -97,14 +100,16 @@ def run(given: argparse.Namespace) -> int:
 
     out = given.out or Path("results-of") / given.recipe
 
+    at_once = given.jobs or default_at_once()
+
     def say(text: str) -> None:
         print(printable(text), flush=True)
 
     with opened(out, plan):
         try:
-            chosen = choose(plan, out, at_once=given.jobs, say=say)
+            chosen = choose(plan, out, at_once=at_once, say=say)
             jobs = plan.jobs(chosen)
-            carry_out(jobs, out, at_once=given.jobs, say=say, what="run")
+            carry_out(jobs, out, at_once=at_once, say=say, what="run")
         except Interrupted:
             say(f"Stopped. To go on, give the same command again: --out {shell_word(out)} has what is done.")
             return INTERRUPTED

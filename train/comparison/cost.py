@@ -8,6 +8,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
+from train.comparison.execute import threads_each
 from train.comparison.plan import Job, Plan
 from train.degradations import parse
 from train.recipes import RECIPES
@@ -18,22 +19,28 @@ from train.strategies.auxiliary import AUXILIARIES
 
 # Of a run besides its steps, in seconds: start, decoding from the cache, evaluation. Measured on two CPU cores with the
 # recipes of preset quick.
-_BESIDES = 12.0
+_BESIDES = 6.0
 
 
-def listing(preset: Preset) -> str:
-    """The recipes, each with the number of its runs and their estimated time on this machine."""
+def listing(preset: Preset, *, at_once: int) -> str:
+    """The recipes, each with the number of its runs and their estimated time on this machine.
+
+    :param at_once: how many runs side by side.
+    """
     lines = []
     for name in RECIPES:
         recipe = RECIPES.build(name)
         plan = Plan.made(name, recipe, preset)
         jobs = _all(plan)
-        lines.append(f"{name:<20} {len(jobs):>3} runs, about {_time(estimate(jobs)):>9}   {recipe.title}")
+        lines.append(f"{name:<20} {len(jobs):>3} runs, about {_time(estimate(jobs, at_once)):>9}   {recipe.title}")
     return "\n".join(lines)
 
 
-def dry_run(plan: Plan) -> str:
-    """Every run of a comparison, what is chosen how, and what it costs."""
+def dry_run(plan: Plan, *, at_once: int) -> str:
+    """Every run of a comparison, what is chosen how, and what it costs.
+
+    :param at_once: how many runs side by side.
+    """
     jobs = _all(plan)
     lines = [plan.recipe.title, plan.recipe.question, ""]
     trials = [job for job in jobs if job.value is not None]
@@ -45,7 +52,9 @@ def dry_run(plan: Plan) -> str:
             f"{', '.join(map(_plain, tuning.values))} for each arm, with {tuning.share:.0%} of the steps"
         )
     lines += [f"{job.folder}: {_words(job.settings)}" for job in plan.jobs({})]
-    return "\n".join([*lines, "", f"{len(jobs)} runs, about {_time(estimate(jobs))} on this machine"])
+    return "\n".join(
+        [*lines, "", f"{len(jobs)} runs, about {_time(estimate(jobs, at_once))} on this machine with --jobs {at_once}"]
+    )
 
 
 def _words(settings: Settings) -> str:
@@ -69,36 +78,41 @@ def _time(seconds: float) -> str:
     return str(timedelta(minutes=max(1, round(seconds / 60))))[:-3] + " h"
 
 
-def estimate(jobs: Sequence[Job]) -> float:
-    """Seconds that the jobs take on this machine, one after the other; what they share is counted once: VRs of clean
-    images, pre-trainings, and IPs that were trained alone."""
+def estimate(jobs: Sequence[Job], at_once: int) -> float:
+    """Seconds that the jobs take on this machine; what they share is counted once: VRs of clean images, pre-trainings,
+    and IPs that were trained alone.
+
+    :param at_once: how many run side by side, with a share of the CPU cores each.
+    """
     from train.training.prepared import alone_settings, pretraining_settings
 
-    total = 0.0
+    rate = speed(threads_each(at_once))
+    runs = shared = 0.0
     alone: set[Any] = set()
     clean: set[Any] = set()
     for job in jobs:
         settings = job.settings
-        total += _BESIDES + (_steps(settings) * _step(settings) + _evaluation(settings)) / speed()
+        runs += _BESIDES + (_steps(settings) * _step(settings) + _evaluation(settings)) / rate
         start = (settings.training.seed, settings.degradation, settings.data, settings.network)
         if settings.ip_starts_alone and start not in alone:
             alone.add(start)
             own = alone_settings(settings)
-            total += _steps(own) * _step(own) / speed()
+            runs += _steps(own) * _step(own) / rate
         for auxiliary in settings.auxiliary.names if settings.needs_clean_vr else ():
             for kind in ("start",) * settings.starts_clean + ("reader",) * settings.evaluation.reader:
                 seed = settings.training.seed if settings.clean.clean_seed is None else settings.clean.clean_seed
                 key = (kind, auxiliary, seed, settings.auxiliary.vr, settings.data.dataset)
                 if key not in clean:
                     clean.add(key)
-                    total += _clean(settings, auxiliary) / speed()
+                    shared += _clean(settings, auxiliary) / rate
         for auxiliary in settings.auxiliary.names if settings.starts_pretrained else ():
             own = pretraining_settings(settings, auxiliary)
             key = (settings.auxiliary.vr_start, auxiliary, own.training.seed, own.auxiliary.vr, own.data.dataset)
             if key not in clean:
                 clean.add(key)
-                total += _steps(own) * _pretraining_step(own) / speed()
-    return total
+                shared += _steps(own) * _pretraining_step(own) / rate
+    # What several runs share is made by one of them, for which the others wait.
+    return shared + runs / at_once
 
 
 IMAGES = {"covidct": 425, "isic2018": 1815, "camus": 1260, "lizard": 1000, "drimdb": 150}
@@ -182,11 +196,23 @@ def _counted(key: str, name: str, options: Any, channels: int, side: int, **shap
 
 
 @cache
-def speed() -> float:
-    """Operations per second that this machine does in the training of small convolutional networks."""
+def speed(threads: int) -> float:
+    """Operations per second that this machine does in the training of small convolutional networks.
+
+    :param threads: of the CPU; a GPU does not ask.
+    """
     import torch
     from torch import nn
 
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _speed(torch, nn)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _speed(torch: Any, nn: Any) -> float:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = nn.Sequential(*(nn.Conv2d(32, 32, 3, padding=1) for _ in range(4))).to(device)
     images = torch.rand(4, 32, 64, 64, device=device)

@@ -150,6 +150,28 @@ def describe(job: Job, outcome: Outcome) -> str:
     return f"{arm_key(job.condition, job.arm)}{tried}, seed {job.seed}: {', '.join(told)} ({outcome.seconds:.0f} s)"
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_each(at_once: int) -> int:
+    """Threads of each of some runs side by side."""
+    return max(1, cores() // at_once)
+
+
+MOST_AT_ONCE = 4
+"""Runs side by side where nobody says how many: each takes more than a gigabyte of memory."""
+
+
+def default_at_once() -> int:
+    """One run per CPU core, as small networks hardly use a second one; one in all where there is a GPU, which it
+    fills."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(MOST_AT_ONCE, cores())
+
+
 Do = Callable[[Sequence[Job], Path], Iterator[tuple[Job, Outcome]]]
 
 
@@ -158,7 +180,7 @@ def _workers(at_once: int) -> Iterator[Do]:
     if at_once == 1:
         yield lambda jobs, out: ((job, do_job(job.settings, out / job.folder)) for job in jobs)
         return
-    threads = max(1, (os.cpu_count() or 1) // at_once)
+    threads = threads_each(at_once)
     # A process that is forked would share PyTorch's threads.
     with ProcessPoolExecutor(at_once, mp_context=get_context("spawn")) as pool:
 

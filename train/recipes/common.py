@@ -36,10 +36,11 @@ SHARED_VRS: Overrides = {"clean_seed": 0}
 """All seeds share one VR of clean images to begin with, and one reader: each costs minutes."""
 
 QUICK: Overrides = {**WHOLE_IMAGES, **GOOD_IP, **SHARED_VRS, "max_steps": 200}
-QUICK_CT: Overrides = QUICK
-QUICK_ISIC: Overrides = {**QUICK, "seg.features": 8, "clean_epochs": 3}
+QUICK_CT: Overrides = {**QUICK, "clean_epochs": 10}
+QUICK_SEG: Overrides = {**QUICK, "seg.features": 8, "clean_epochs": 3}
+"""Of thousands of images, of which each epoch has more."""
 
-LAMBDAS = Tuning("aux_weight", ((1e-3,), (1e-2,), (1e-1,)))
+LAMBDAS = Tuning("aux_weight", ((1e-3,), (1e-2,), (1e-1,)), share=0.3)
 
 
 def fixed(arm: Arm) -> Arm:

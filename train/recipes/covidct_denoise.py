@@ -1,5 +1,7 @@
 """Denoising of chest CT with a diagnosis as the auxiliary."""
 
+from dataclasses import replace
+
 from train.recipes.base import RECIPES, Recipe
 from train.recipes.common import CAPPED, CAPPED_SOFT, FROZEN, GRADPROM, IP_ONLY, JOINT, LAMBDAS, QUICK_CT, SOFT, fixed
 
@@ -18,7 +20,7 @@ def covidct_denoise() -> Recipe:
             GRADPROM,
             SOFT,
             fixed(GRADPROM),
-            fixed(CAPPED),
+            replace(fixed(CAPPED), paper_only=True),
             fixed(CAPPED_SOFT),
         ),
         seeds=(0, 1, 2, 3, 4),

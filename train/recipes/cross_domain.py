@@ -1,7 +1,7 @@
 """Trained on skin, tested on colon tissue."""
 
 from train.recipes.base import RECIPES, Condition, Recipe
-from train.recipes.common import FROZEN, GRADPROM, IP_ONLY, JOINT, LAMBDAS, QUICK_ISIC, SOFT, fixed
+from train.recipes.common import FROZEN, GRADPROM, IP_ONLY, JOINT, LAMBDAS, QUICK_SEG, SOFT, fixed
 
 
 @RECIPES.register("cross-domain")
@@ -16,7 +16,7 @@ def cross_domain() -> Recipe:
             "aux": "seg",
             "test_dataset": "lizard",
         },
-        quick=QUICK_ISIC,
+        quick=QUICK_SEG,
         conditions=(Condition("sigma 0.1", {"sigma": 0.1}), Condition("sigma 0.2", {"sigma": 0.2})),
         arms=(IP_ONLY, JOINT, FROZEN, GRADPROM, SOFT, fixed(GRADPROM)),
         tuning=LAMBDAS,

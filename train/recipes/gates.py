@@ -1,7 +1,7 @@
 """Every gate of the package on one task."""
 
 from train.recipes.base import RECIPES, Arm, Recipe
-from train.recipes.common import FIXED, IP_ONLY, QUICK_ISIC, SLOW
+from train.recipes.common import FIXED, IP_ONLY, QUICK_SEG, SLOW
 
 _SEG = {"dataset": "isic2018", "channels": 3, "task": "denoise", "sigma": 0.2, "aux": "seg"}
 
@@ -15,7 +15,7 @@ def gates() -> Recipe:
         title="ISIC 2018, denoising at sigma 0.2, fixed segmentation, all gates at one lambda",
         question="Which gate keeps most of what a fixed segmentation network teaches, at the least cost in PSNR?",
         settings={**_SEG, "aux_weight": (1e-2,)},
-        quick=QUICK_ISIC,
+        quick=QUICK_SEG,
         arms=(
             IP_ONLY,
             Arm("frozen", {"strategy": "frozen", "vr_start": "clean"}),

@@ -26,7 +26,7 @@ def iconet() -> Recipe:
     return Recipe(
         title="COVID-CT as magnitude images, x2 from the middle of k-space, all of it measured or a quarter",
         question="Does the prior of a reconstruction help where there is aliasing, and not where there is none?",
-        settings={"dataset": "covidct"},
+        settings={"dataset": "covidct", "reader": False},
         quick=QUICK,
         conditions=(Condition("kspace2", {"task": "kspace2"}), Condition("joint2", {"task": "joint2"})),
         arms=(

@@ -10,7 +10,7 @@ from train.recipes.common import (
     ISIC,
     JOINT,
     LAMBDAS,
-    QUICK_ISIC,
+    QUICK_SEG,
     SOFT,
     fixed,
 )
@@ -36,7 +36,7 @@ def isic_denoise() -> Recipe:
         title="ISIC 2018, denoising",
         question="Does a segmentation or a diagnosis of the lesion, with labels or without, help to denoise skin?",
         settings={**ISIC, "task": "denoise"},
-        quick=QUICK_ISIC,
+        quick=QUICK_SEG,
         conditions=tuple(
             _condition(sigma, aux, loss)
             for sigma in SIGMAS

@@ -1,7 +1,7 @@
 """The weight of the auxiliary loss over four orders of magnitude."""
 
 from train.recipes.base import RECIPES, Arm, Recipe
-from train.recipes.common import FIXED, IP_ONLY, QUICK_ISIC
+from train.recipes.common import FIXED, IP_ONLY, QUICK_SEG
 
 VALUES = (1e-3, 1e-2, 1e-1, 1.0)
 
@@ -28,7 +28,7 @@ def lambdas() -> Recipe:
         title="ISIC 2018, denoising at sigma 0.2, segmentation as the auxiliary: lambda and kappa",
         question="Does a gate keep IP from harm where joint training and a fixed VR cost PSNR, and which gate does?",
         settings={"dataset": "isic2018", "channels": 3, "task": "denoise", "sigma": 0.2, "aux": "seg"},
-        quick=QUICK_ISIC,
+        quick=QUICK_SEG,
         arms=(IP_ONLY, *sweep, *kappas),
         seeds=(0, 1),
         against=("ip-only",),

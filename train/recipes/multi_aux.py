@@ -1,7 +1,7 @@
 """One auxiliary or two, each with a gate of its own."""
 
 from train.recipes.base import RECIPES, Arm, Recipe
-from train.recipes.common import FIXED, GRADPROM, IP_ONLY, QUICK_ISIC
+from train.recipes.common import FIXED, GRADPROM, IP_ONLY, QUICK_SEG
 
 
 @RECIPES.register("multi-aux")
@@ -12,7 +12,7 @@ def multi_aux() -> Recipe:
         title="ISIC 2018, denoising at sigma 0.2 with a diagnosis, a segmentation, or both",
         question="Do two auxiliaries with a gate each help more than one?",
         settings={"dataset": "isic2018", "channels": 3, "task": "denoise", "sigma": 0.2, "aux": "dia,seg"},
-        quick=QUICK_ISIC,
+        quick=QUICK_SEG,
         arms=(
             IP_ONLY,
             Arm("joint dia+seg", {"strategy": "joint", **FIXED, "aux_weight": (1e-2,)}),

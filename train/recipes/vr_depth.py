@@ -1,7 +1,7 @@
 """Diagnosis networks of 18, 50 and 101 layers."""
 
 from train.recipes.base import RECIPES, Condition, Recipe, Reported
-from train.recipes.common import FROZEN, GRADPROM, IP_ONLY, QUICK_ISIC, fixed
+from train.recipes.common import FROZEN, GRADPROM, IP_ONLY, QUICK_SEG, fixed
 
 
 @RECIPES.register("vr-depth")
@@ -19,8 +19,10 @@ def vr_depth() -> Recipe:
             "aux": "dia",
             "aux_weight": (1e-2,),
         },
-        quick={**QUICK_ISIC, "max_steps": 100, "clean_epochs": 2},
-        conditions=tuple(Condition(f"ResNet-{depth}", {"vr": f"resnet{depth}"}) for depth in (18, 50, 101)),
+        quick={**QUICK_SEG, "size": 64, "crop": 64, "max_steps": 100},
+        conditions=tuple(
+            Condition(f"ResNet-{depth}", {"vr": f"resnet{depth}"}, paper_only=depth == 50) for depth in (18, 50, 101)
+        ),
         arms=(IP_ONLY, FROZEN, GRADPROM, fixed(GRADPROM)),
         seeds=(0, 1),
         reported=(Reported("ResNet-101", "frozen", 33.723), Reported("ResNet-101", "gradprom", 36.173)),
