@@ -32,5 +32,12 @@ class SliceHead(nn.Module):
         self.fc = nn.Linear(features, num_classes)
 
     def forward(self, slices: Tensor) -> Tensor:
-        """``float [N, S, width, h, w]``, the embeddings of S >= 1 slices, ``-> logits [N, num_classes]``."""
-        return self.fc(self.layer(self.token(slices.mean((3, 4)))).mean(1))
+        """``float [N, S, width, h, w]``, the embeddings of S >= 1 slices, ``-> logits [N, num_classes]``.
+
+        A slice that holds NaN alone pads a shorter volume: it is no token, and is not in the mean.
+        """
+        tokens = slices.mean((3, 4))
+        absent = tokens.isnan().all(2)
+        tokens = self.token(tokens.masked_fill(absent[..., None], 0))
+        mixed = self.layer(tokens, src_key_padding_mask=absent).masked_fill(absent[..., None], 0)
+        return self.fc(mixed.sum(1) / (~absent).sum(1, keepdim=True))

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from train.training.progress import Display
 
 ABOUT = """Freeze encoders that were pre-trained in different ways, and compare what can be read from their embeddings:
-the image, frequency by frequency (a small decoder), the diagnosis (a linear layer), the segmentation (a small decoder).
+the image, frequency by frequency (a small decoder), the diagnosis (a linear layer; where patients have several slices,
+also one layer of attention over these), the segmentation (a small decoder).
 Pre-trainings are those of --vr-start and come from the cache, or are trained now with the settings --masked-*; the
 other flags are those of train.run. Writes probe.json and spectrum.png into --out."""
 
@@ -187,6 +188,8 @@ def _words(found: Mapping[str, Any]) -> str:
     told = [f"PSNR {found['psnr']:.2f} dB, high frequencies {found['psnr_high']:.2f} dB"]
     if "accuracy" in found:
         told.append(f"accuracy {found['accuracy']:.1%} +- {found['accuracy_half_width']:.1%}")
+    if "accuracy_patients" in found:
+        told.append(f"by patient {found['accuracy_patients']:.1%} of {found['patients']}")
     if "miou" in found:
         told.append(f"mIoU {found['miou']:.3f}")
     return ", ".join(told)

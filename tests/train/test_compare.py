@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from models import IP
 from train import compare
-from train.comparison import tables
+from train.comparison import cost, execute, tables
 from train.comparison.collect import Record, read_records, results
 from train.comparison.collect import _differences as differences_of
 from train.comparison.execute import best
@@ -56,6 +57,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("GRADPROM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(write, "draw", lambda *_: ([], []))
+    monkeypatch.setattr(execute, "cores", lambda: 1)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compared") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADPROM_CACHE", str(out.parent / "cache"))
+        patch.setattr(execute, "cores", lambda: 1)
         assert compare.main(["--recipe", "tiny", "--out", str(out)]) == 0
     return out
 
@@ -103,9 +106,10 @@ def test_every_recipe_is_a_plan(name: str, preset: str) -> None:
     assert len({job.folder for job in jobs}) == len(jobs)
     first = [job for job in jobs if job.seed == made.seeds[0]]
     assert len({repr(job.settings.values) for job in first}) == len(first), "two arms are the same"
+    advised = any(job.settings.method.kind.uses_auxiliaries for job in jobs)
     for job in jobs:
         assert job.settings.evaluation.evaluate_on == "test"
-        assert job.settings.evaluation.reader
+        assert job.settings.evaluation.reader == advised, "what no auxiliary has a part in needs no reader"
     trials = [trial for condition in made.conditions for arm in made.arms for trial in made.trials(condition, arm)]
     assert all(trial.settings.evaluation.evaluate_on == "val" and trial.seed == TUNING_SEED for trial in trials)
     numbers = {sum((t.condition, t.arm) == (trial.condition, trial.arm) for t in trials) for trial in trials}
@@ -453,6 +457,30 @@ def test_one_seed_has_no_interval(done: Path) -> None:
     assert arm["psnr"]["low"] is None
     assert "None" not in tables.markdown(found)
     json.loads(json.dumps(found, allow_nan=False))
+
+
+@pytest.mark.parametrize(("cores", "gpu", "at_once"), [(1, False, 1), (2, False, 2), (64, False, 4), (64, True, 1)])
+def test_runs_side_by_side_where_nobody_says(
+    monkeypatch: pytest.MonkeyPatch, cores: int, gpu: bool, at_once: int
+) -> None:
+    monkeypatch.setattr(execute, "cores", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert execute.default_at_once() == at_once
+
+
+def test_what_runs_share_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a machine that does 1 GFLOP per second: the second of two runs takes the time of its own steps, and side by
+    side the VR of clean images, which one of them trains for both, takes as long as ever."""
+    monkeypatch.setattr(cost, "speed", lambda threads: 1e9)
+    made = Plan.made(
+        "covidct-denoise", RECIPES.build("covidct-denoise"), "quick", seeds=[0], base={"ip_start": "fresh"}
+    )
+    job = next(job for job in made.jobs({}) if job.settings.starts_clean)
+    one, two = (cost.estimate([job] * number, 1) for number in (1, 2))
+    own = two - one
+    shared = one - own
+    assert shared > own > 0
+    assert cost.estimate([job, job], 2) == pytest.approx(shared + own)
 
 
 def test_list_and_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

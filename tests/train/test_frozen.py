@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from models import VR
 from models.decoder import Decoder
 from models.slices import SliceHead
 from train import probe
-from train.evaluation.frozen import embeddings, freeze, judge, linear_probe, train_head
+from train.data.base import Subset
+from train.evaluation.frozen import embeddings, freeze, judge, linear_probe, stacks, train_head
 from train.evaluation.spectrum import spectrum
 from train.losses import image_loss
 
@@ -143,8 +145,6 @@ def test_frozen_means_frozen() -> None:
 
 
 def test_what_the_data_lack_is_not_judged() -> None:
-    from dataclasses import replace
-
     data = tiny.image_data()
     found = judge(freeze(tiny.TinyEncoder(channels=1, num_classes=2)), data, device=CPU, steps=1, seed=0)
     assert "accuracy" in found and "miou" not in found
@@ -196,6 +196,63 @@ def test_a_head_over_the_slices_of_a_volume() -> None:
         SliceHead(8, 2, features=10)
     with pytest.raises(ValueError, match="num_classes must be at least 1"):
         SliceHead(8, 0)
+
+
+def test_padding_is_no_slice() -> None:
+    torch.manual_seed(0)
+    head = SliceHead(6, 2).eval()
+    dense = torch.randn(2, 3, 6, 2, 2)
+    padded = torch.cat([dense, torch.full((2, 2, 6, 2, 2), float("nan"))], 1)
+    with torch.no_grad():
+        torch.testing.assert_close(head(padded), head(dense))
+        padded[0, 3] = 1.0
+        assert not torch.allclose(head(padded)[0], head(dense)[0], atol=1e-4), "the fourth slice does not count"
+        torch.testing.assert_close(head(padded)[1], head(dense)[1])
+
+
+def by_patient(labels: list[int], patients: list[str]) -> Subset:
+    images = np.zeros((len(labels), 8, 8, 1), np.uint8)
+    names = tuple(f"{place}.png" for place in range(len(labels)))
+    return Subset(images, np.array(labels), None, names, tuple(patients))
+
+
+def test_stacks_by_hand() -> None:
+    """Of b, whose images disagree, and of d, whose label is not known, there is none."""
+    dense = torch.arange(7.0).reshape(7, 1, 1, 1)
+    found = stacks(by_patient([1, 0, 1, 1, 0, -1, 0], ["a", "b", "a", "b", "c", "d", "c"]), dense)
+    assert found is not None
+    assert found.labels.tolist() == [1, 0]
+    assert found.embeddings.flatten(1).tolist() == [[0, 2], [4, 6]]
+    found = stacks(by_patient([1, 1, 0], ["a", "a", "c"]), dense[:3])
+    assert found is not None
+    assert str(found.embeddings.flatten(1).tolist()) == "[[0.0, 1.0], [2.0, nan]]"
+    assert stacks(by_patient([1, 0], ["a", "b"]), dense[:2]) is None, "nobody has a second image"
+    assert stacks(by_patient([-1, -1], ["a", "a"]), dense[:2]) is None
+    assert stacks(replace(by_patient([1, 1], ["a", "a"]), patients=None), dense[:2]) is None
+
+
+def test_a_patient_is_diagnosed_by_one_slice_among_several() -> None:
+    """Ill is who has one bright slice: no slice but that one tells, and which one it is differs."""
+    generator = np.random.default_rng(0)
+
+    def drawn(number: int) -> Subset:
+        images, labels, patients = [], [], []
+        for patient in range(number):
+            ill, slices = patient % 2, int(generator.integers(2, 5))
+            bright = int(generator.integers(slices))
+            images += [np.full((16, 16, 1), 200 if ill and place == bright else 40) for place in range(slices)]
+            labels += [ill] * slices
+            patients += [f"{patient:02d}"] * slices
+        subset = by_patient(labels, patients)
+        return replace(subset, images=np.stack(images).astype(np.uint8))
+
+    data = replace(tiny.image_data(), train=drawn(24), val=drawn(4), test=drawn(20))
+    torch.manual_seed(0)
+    network = tiny.TinyEncoder(channels=1, num_classes=2)
+    found = judge(network, data, device=CPU, steps=120, seed=0)
+    assert found["patients"] == 20 and found["accuracy_patients_majority"] == 0.5
+    assert found["accuracy_patients"] == 1.0
+    assert found["accuracy"] < 0.9, "a slice alone tells it, too"
 
 
 # --- the command ---

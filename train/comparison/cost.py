@@ -17,7 +17,7 @@ from train.settings import Settings
 from train.settings.sections import NETWORKS
 from train.strategies.auxiliary import AUXILIARIES
 
-# Of a run besides its steps, in seconds: start, decoding from the cache, evaluation. Measured on two CPU cores with the
+# Of a run besides its steps and its evaluation, in seconds: building, figures. Measured on a CPU core with the
 # recipes of preset quick.
 _BESIDES = 6.0
 

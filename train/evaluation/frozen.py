@@ -4,17 +4,19 @@ them. Frozen means frozen: neither parameters nor batch statistics move."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from models.decoder import Decoder, decoded
+from models.slices import SliceHead
 from train.data.base import ImageData, Subset
 from train.evaluation.evaluate import groups
 from train.evaluation.metrics import accuracy, confusion, majority_share, overlap, psnr_of
 from train.evaluation.spectrum import spectrum
-from train.inference import forward
+from train.inference import BATCH, forward
 from train.losses import HIGH_PASS, high_passed, image_loss, segmentation_loss
 from train.seeds import stable_seed
 from train.training.schedule import course
@@ -130,13 +132,14 @@ def judge(network: nn.Module, data: ImageData, *, device: torch.device, steps: i
     :param seed: of the decoders' first weights and of their order of images.
     :returns: JSON-able: ``frequencies``, ``ring_correlation`` and ``energy_ratio`` (means over images, per band),
         ``psnr`` and ``psnr_high`` (of decoded images, and of their high-passed ones); ``accuracy`` where there are
-        labels, ``miou`` where there are masks.
+        labels, ``accuracy_patients`` where patients have several images with one label, ``miou`` where there are masks.
     """
     train, test = (embeddings(network, each, device=device) for each in (data.train, data.test))
     found = _decoded(network, data, train, test, device=device, steps=steps, seed=seed)
     if data.train.labels is not None and data.test.labels is not None and data.num_classes > 1:
         val = embeddings(network, data.val, device=device) if len(data.val) else None
         found |= _diagnosed(data, train, val, test)
+        found |= _patients_diagnosed(network, data, train, test, device=device, steps=steps, seed=seed)
     if data.train.has_masks and data.test.has_masks:
         found |= _segmented(network, data, train, test, device=device, steps=steps, seed=seed)
     return found
@@ -194,6 +197,64 @@ def _diagnosed(data: ImageData, train: Tensor, val: Tensor | None, test: Tensor)
         "accuracy_half_width": 1.96 * (share * (1 - share) / known) ** 0.5,
         "accuracy_majority": majority_share(data.test.labels),
         "penalty": chosen,
+    }
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """Embeddings by patient, as volumes are diagnosed.
+
+    :param embeddings: ``float32 [P, S, D, h, w]``; NaN behind the slices of a patient who has fewer than others.
+    :param labels: ``int64 [P]``.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+
+
+def stacks(subset: Subset, embeddings: Tensor) -> Stacks | None:
+    """The images of each patient whose images all have one label that is known.
+
+    :param embeddings: of the images, ``float32 [N, D, h, w]``.
+    :returns: ``None`` where patients or labels are not known, or no patient has a second image.
+    """
+    if subset.patients is None or subset.labels is None:
+        return None
+    places: dict[str, list[int]] = {}
+    for place, patient in enumerate(subset.patients):
+        places.setdefault(patient, []).append(place)
+    labels = {patient: {int(subset.labels[place]) for place in own} for patient, own in places.items()}
+    known = [patient for patient, own in labels.items() if len(own) == 1 and min(own) >= 0]
+    most = max((len(places[patient]) for patient in known), default=0)
+    if most < 2:
+        return None
+    padded = embeddings.new_full((len(known), most, *embeddings.shape[1:]), float("nan"))
+    for row, patient in enumerate(known):
+        padded[row, : len(places[patient])] = embeddings[places[patient]]
+    return Stacks(padded, torch.tensor([min(labels[patient]) for patient in known]))
+
+
+def _patients_diagnosed(
+    network: nn.Module, data: ImageData, train: Tensor, test: Tensor, *, device: torch.device, steps: int, seed: int
+) -> dict[str, Any]:
+    """A transformer layer over the slices of each patient (:class:`models.slices.SliceHead`)."""
+    own, others = stacks(data.train, train), stacks(data.test, test)
+    if own is None or others is None:
+        return {}
+    labels = own.labels
+    torch.manual_seed(stable_seed("SLICES", seed))
+    head = SliceHead(cast("Encoder", network).width, data.num_classes)
+
+    def loss(output: Tensor, index: Sequence[int]) -> Tensor:
+        return nn.functional.cross_entropy(output, labels[index].to(device))
+
+    head = train_head(head, own.embeddings, loss, steps=steps, device=device, seed=seed)
+    with torch.no_grad():
+        logits = torch.cat([head(some.to(device)).cpu() for some in others.embeddings.split(BATCH)])
+    return {
+        "accuracy_patients": accuracy(logits, others.labels),
+        "accuracy_patients_majority": majority_share(others.labels.numpy()),
+        "patients": len(others.labels),
     }
 
 
