@@ -77,27 +77,32 @@ class Stepper:
         aux: Sequence[Gradients],
         hypers: Sequence[Hyper],
         skipped_steps: Tensor | None = None,
+        scales: Tensor | None = None,
     ) -> GateStats:
         """Steps every parameter that has a gradient.
 
         :param skipped_steps: float64 ``[]`` on the first device, raised by 1 where nothing was updated.
+        :param scales: what the gradients of each loss were multiplied with, float64 ``[K + 1]`` on the first device.
+            Neither the Gram matrix of the decision nor what is added to the parameters then contains it; a gradient
+            that overflowed skips the step, whatever ``nonfinite`` says.
         :raises NonFiniteGradientError: see ``nonfinite``; nothing was updated then.
         :raises RuntimeError: the first step is being captured in a CUDA graph.
         """
-        if self._fused:
+        if self._fused and scales is None:
             return self._fused_step(main, aux, hypers, skipped_steps)
         with torch.no_grad():
             self._bind(main, aux)
             readable_hypers = [[h.on(device) for h in hypers] for device in self.devices]
             for plan, share, here in zip(self._plans, self._shares, readable_hypers, strict=True):
                 self._init_states(plan, share, here)
-            weights, stats = self._decide()
+            weights, stats = self._decide(scales)
             if skipped_steps is not None:
                 skipped_steps += stats.skipped
             rows = self._rows_of(weights)
             for plan, here, row, device in zip(self._plans, readable_hypers, rows, self.devices, strict=True):
                 plan.update(here, to_device(row, device), to_device(stats.skipped, device))
-        self._raise_nonfinite(stats, main, aux)
+        if scales is None:
+            self._raise_nonfinite(stats, main, aux)
         return stats
 
     def _fused_step(
@@ -136,11 +141,15 @@ class Stepper:
         for plan, share in zip(self._plans, self._shares, strict=True):
             plan.bind_gradients(_pick(main, share), [_pick(gs, share) for gs in aux])
 
-    def _decide(self) -> tuple[Tensor, GateStats]:
-        config = self.config
-        return reference.decide(
-            self._gram(), config.policy, self.lambdas, config.aux_cap, config.max_grad_norm, config.per_tensor
+    def _decide(self, scales: Tensor | None = None) -> tuple[Tensor, GateStats]:
+        config, gram = self.config, self._gram()
+        if scales is not None:
+            gram = gram / (scales[:, None] * scales)
+        weights, stats = reference.decide(
+            gram, config.policy, self.lambdas, config.aux_cap, config.max_grad_norm, config.per_tensor
         )
+        # The weights take the scales out in the pass in which the kernels add the gradients up.
+        return weights if scales is None else weights / scales, stats
 
     def _gram(self) -> Tensor:
         grams = [plan.gram() for plan in self._plans]

@@ -52,6 +52,17 @@ def intercepts_operations(kind: type[Tensor]) -> bool:
     return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
+def tell_scaler(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
+    """Lets a scaler know of an overflow that it could not see, as it looks at ``.grad`` alone; the device is not waited
+    for. Its ``update`` then backs the scale off.
+
+    :param skipped: ``[]``, other than 0 where there was one.
+    """
+    for found in scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values():
+        found.add_(skipped.to(found.device, found.dtype, non_blocking=True))
+        return
+
+
 def keep_busy(cycles: int) -> None:
     """Lets the current CUDA stream wait for so many cycles."""
     torch.cuda._sleep(cycles)

@@ -12,6 +12,7 @@ from ..settings import StepSettings, with_settings
 from .optimizer import GradPromOptimizer, check_betas, check_momentum
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from typing_extensions import Unpack
 
 __all__ = ["GradPromAdam", "GradPromAdamW", "GradPromSGD"]
@@ -33,6 +34,10 @@ class GradPromSGD(GradPromOptimizer):
     :param capturable: keeps ``lr`` and ``aux_weight`` in tensors on the parameters' device, so that the replay of a
         CUDA graph uses what a scheduler or you have written there (``opt.param_groups[0]["lr"].fill_(...)``). A step
         can be captured either way, after one step outside of the capture; plain numbers are then frozen in the graph.
+    :param process_group: of ``torch.distributed`` (``torch.distributed.group.WORLD``: all processes). The gradients of
+        every loss are averaged over its processes in :meth:`step`, each of which must call it with as many losses; then
+        all gate and update alike, with or without DistributedDataParallel around the model. With the environment
+        variable ``TORCH_DISTRIBUTED_DEBUG=DETAIL``, every step checks that they did.
     :param settings: ``aux_weight``, ``gate``, ``threshold``, ``granularity``, ``aux_cap``, ``max_grad_norm``,
         ``nonfinite`` and ``backend``, see :class:`~gradprom_ext.StepSettings`.
     :raises ValueError: an argument out of range.
@@ -69,6 +74,7 @@ class GradPromSGD(GradPromOptimizer):
         fused: bool | None = None,
         master_weights: bool = False,
         capturable: bool = False,
+        process_group: ProcessGroup | None = None,
         **settings: Unpack[StepSettings],
     ) -> None:
         defaults = {
@@ -79,7 +85,14 @@ class GradPromSGD(GradPromOptimizer):
             "nesterov": nesterov,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, settings, capturable=capturable, master_weights=master_weights)
+        super().__init__(
+            params,
+            defaults,
+            settings,
+            capturable=capturable,
+            master_weights=master_weights,
+            process_group=process_group,
+        )
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -110,6 +123,7 @@ class GradPromAdam(GradPromOptimizer):
         fused: bool | None = None,
         master_weights: bool = False,
         capturable: bool = False,
+        process_group: ProcessGroup | None = None,
         **settings: Unpack[StepSettings],
     ) -> None:
         defaults = {
@@ -120,7 +134,14 @@ class GradPromAdam(GradPromOptimizer):
             "amsgrad": amsgrad,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, settings, capturable=capturable, master_weights=master_weights)
+        super().__init__(
+            params,
+            defaults,
+            settings,
+            capturable=capturable,
+            master_weights=master_weights,
+            process_group=process_group,
+        )
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -148,6 +169,7 @@ class GradPromAdamW(GradPromAdam):
         fused: bool | None = None,
         master_weights: bool = False,
         capturable: bool = False,
+        process_group: ProcessGroup | None = None,
         **settings: Unpack[StepSettings],
     ) -> None:
         super().__init__(
@@ -162,5 +184,6 @@ class GradPromAdamW(GradPromAdam):
             fused=fused,
             master_weights=master_weights,
             capturable=capturable,
+            process_group=process_group,
             **settings,
         )

@@ -17,6 +17,7 @@ from .. import _checks, _torch, rules
 from .._device import refuse_capture
 from .._extension import grads_of, same_objects
 from .._step import Stepper
+from ..distributed import Replicas
 from ..plan import PlanSpec
 from ..settings import StepConfig, StepSettings, check_aux_weight
 from ..stats import GateStats
@@ -40,6 +41,11 @@ class Workspace:
         self.aux_params: list[Tensor] = []  # in whose order they are
         self.capture: Capture | None = None  # what `backward` left; None where the user assigned aux_grads
         self.backward_calls = 0
+        self.scaler: torch.amp.GradScaler | None = None  # with whose scale the losses of the capture were multiplied
+        self.scale: Tensor | None = None  # that scale, [], on the device
+        self.replicas: Replicas | None = None
+        self.lost_replicas = False  # a copy has no process group, which cannot be copied
+        self.steps = 0
         self.warned_of_writing = False
         self.stepper: Stepper | None = None
         self.states: list[dict[str, Any]] = []
@@ -48,6 +54,7 @@ class Workspace:
 
     def drop_aux(self) -> None:
         self.aux_grads, self.capture = [], None
+        self.scaler = self.scale = None
 
     def forget_plan(self) -> None:
         self.stepper, self.states = None, []
@@ -63,7 +70,7 @@ class GradPromOptimizer(torch.optim.Optimizer):
     _rule: rules.Rule
 
     # torch.amp.GradScaler then leaves the gradients scaled and says so through `found_inf`, where `step` sees it;
-    # without this it would unscale the main gradients (in .grad) and silently leave the auxiliary ones scaled.
+    # without this it would unscale the main gradients (in .grad) and leave the auxiliary ones scaled.
     _step_supports_amp_scaling = True
 
     def __init__(
@@ -74,17 +81,21 @@ class GradPromOptimizer(torch.optim.Optimizer):
         *,
         capturable: bool,
         master_weights: bool,
+        process_group: dist.ProcessGroup | None,
     ) -> None:
         self._capturable = capturable
         self._rule = self._rule.with_masters(master_weights)
         self._work = Workspace(StepConfig.make(**settings), torch.zeros((), dtype=torch.float64))
         super().__init__(params, defaults)
         register(self)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if process_group is not None:
+            self.process_group = process_group
+        elif dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             warnings.warn(
                 "several processes train together, but DistributedDataParallel reduces only the first backward of a "
-                "forward: each process would gate by its own auxiliary gradients and the replicas drift apart. Reduce "
-                "all gradients yourself (.grad and aux_grads) between backward() and step()",
+                "forward: each process would gate by its own auxiliary gradients and the replicas drift apart. Give "
+                "process_group=torch.distributed.group.WORLD, or reduce all gradients yourself (.grad and aux_grads) "
+                "between backward() and step()",
                 stacklevel=3,
             )
 
@@ -119,7 +130,9 @@ class GradPromOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {"_capturable": self._capturable, "_rule": self._rule}
-        return {**super().__getstate__(), **kept, "_work": Workspace(self._work.config, self._work.skipped_steps)}
+        work = Workspace(self._work.config, self._work.skipped_steps)
+        work.lost_replicas = self._work.replicas is not None or self._work.lost_replicas
+        return {**super().__getstate__(), **kept, "_work": work}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickling, copying and ``load_state_dict`` come through here."""
@@ -188,6 +201,21 @@ class GradPromOptimizer(torch.optim.Optimizer):
         self._work.config = dataclasses.replace(self._work.config, aux_weight=check_aux_weight(value))
 
     @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """Whose processes average their gradients at every step; ``None``: no others. May be assigned."""
+        return None if self._work.replicas is None else self._work.replicas.group
+
+    @process_group.setter
+    def process_group(self, group: dist.ProcessGroup | None) -> None:
+        if group is not None and not isinstance(group, dist.ProcessGroup):
+            raise TypeError(
+                f"process_group must be a group of torch.distributed, not {group!r}; torch.distributed.group.WORLD is "
+                "that of all processes, after init_process_group()"
+            )
+        self._work.replicas = None if group is None else Replicas(group)
+        self._work.lost_replicas = False
+
+    @property
     def skipped_steps(self) -> Tensor:
         """Number of steps that changed nothing because a gradient was not finite: float64 ``[]`` on the device, counted
         there (also where a CUDA graph is replayed)."""
@@ -210,7 +238,13 @@ class GradPromOptimizer(torch.optim.Optimizer):
         self._work.aux_params = self._params()
         self._work.capture = None
 
-    def backward(self, main_loss: Tensor, *aux_losses: Tensor, retain_graph: bool = False) -> None:
+    def backward(
+        self,
+        main_loss: Tensor,
+        *aux_losses: Tensor,
+        retain_graph: bool = False,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
         """Back-propagates each loss and keeps its gradient apart.
 
         The parameters of this optimizer get one gradient per loss: the main one in ``.grad``, where other code expects
@@ -225,7 +259,11 @@ class GradPromOptimizer(torch.optim.Optimizer):
         :param main_loss: ``[]`` or one element: the loss of the main model.
         :param aux_losses: likewise, any number, the same number in every call before a step. None: a plain optimizer.
         :param retain_graph: keeps the graphs for another backward.
-        :raises ValueError: a loss has no graph or more than one element; the number of auxiliaries changed.
+        :param scaler: multiplies every loss by its scale, so that small float16 gradients survive. Then
+            ``scaler.step(opt)`` and ``scaler.update()`` are to be called, as with any optimizer; the scale is taken out
+            where the kernels add the gradients up, and an overflow in any of them skips the step and backs it off.
+        :raises ValueError: a loss has no graph or more than one element; the number of auxiliaries, or the scaler,
+            changed.
         :raises RuntimeError: main and auxiliary gradients are no longer of the same batches: ``.grad`` was changed
             since the last call, or still holds the gradients of the last step. Or they would mix with those of another
             optimizer of this kind.
@@ -248,11 +286,23 @@ class GradPromOptimizer(torch.optim.Optimizer):
                 f"{len(aux_losses)} auxiliary losses, but the gradients so far have {len(self._work.aux_grads)}; "
                 "every call between two steps must have the same number"
             )
+        losses = self._scaled((main_loss, *aux_losses), scaler)
         aux_grads = [list(gs) for gs in self._work.aux_grads] or [[None] * len(params) for _ in aux_losses]
-        back_propagate(self, params, (main_loss, *aux_losses), aux_grads, retain_graph)
+        back_propagate(self, params, losses, aux_grads, retain_graph)
         self._work.aux_grads, self._work.aux_params = aux_grads, params
         self._work.capture = Capture(params, grads_of(params), aux_grads)
         self._work.backward_calls += 1
+
+    def _scaled(self, losses: Sequence[Tensor], scaler: torch.amp.GradScaler | None) -> Sequence[Tensor]:
+        if scaler is not None and not scaler.is_enabled():
+            scaler = None
+        work = self._work
+        if work.capture is not None and work.scaler is not scaler:
+            raise ValueError("every call of backward() between two steps must be given the same scaler")
+        if scaler is None:
+            return losses
+        work.scaler, work.scale = scaler, scaler.scale(torch.ones((), device=losses[0].device))
+        return scaler.scale(losses)
 
     def _make_room(self, params: list[Tensor]) -> None:
         """Before gradients are added: those of the last step make room where they were cleared, and are refused where
@@ -298,8 +348,9 @@ class GradPromOptimizer(torch.optim.Optimizer):
         :returns: what the closure returned, else ``None``.
         :raises TypeError: the closure back-propagated on its own. It evaluated one loss, while GradProm needs the
             gradients of several; nothing was updated.
-        :raises RuntimeError: called through ``torch.amp.GradScaler``; or ``.grad`` was replaced since :meth:`backward`
-            and ``aux_grads`` was not, so that they are of different batches.
+        :raises RuntimeError: called through a ``torch.amp.GradScaler`` that :meth:`backward` was not given, or not
+            through the one that it was given; or ``.grad`` was replaced since :meth:`backward` and ``aux_grads`` was
+            not, so that they are of different batches; or another process of the group has gone.
         :raises NonFiniteGradientError: ``nonfinite="raise"``, and a gradient holds NaN or infinity. Parameters and
             state are as before.
         """
@@ -334,29 +385,81 @@ class GradPromOptimizer(torch.optim.Optimizer):
         return value
 
     def _step(self) -> None:
-        if hasattr(self, "found_inf"):
-            raise RuntimeError(
-                f"{type(self).__name__} does not work with torch.amp.GradScaler: the scaler does not see the auxiliary "
-                "gradients. Use bfloat16 autocast, which needs no scaler"
-            )
+        try:
+            self._gate_and_update()
+        except BaseException:
+            # What a scaler has left here for this step it removes after the step alone, and the next one is another.
+            for name in ("found_inf", "grad_scale"):
+                vars(self).pop(name, None)
+            raise
+
+    def _gate_and_update(self) -> None:
         params = self._params()
         main = grads_of(params)
         if self._work.aux_grads:
             self._work.aux_grads, self._work.aux_params = self._matching_aux(main, params), params
+        scales = self._scales()
+        if self._work.replicas is not None or self._work.lost_replicas:
+            main = self._average(main, params)
         if self._capturable and params:
             self._put_numbers_on_device(params[0].device)
         hypers = self._hypers()
         stepper = self._plan(len(self._work.aux_grads), params)
         try:
-            self._work.stats = stepper.step(main, self._work.aux_grads, hypers, self._work.skipped_steps)
+            stats = stepper.step(main, self._work.aux_grads, hypers, self._work.skipped_steps, scales)
         except (TypeError, ValueError, RuntimeError):
             self._explain(main, params)
             raise
+        self._work.stats = stats
+        if scales is not None and self._work.scaler is not None:
+            _torch.tell_scaler(self._work.scaler, self, stats.skipped)
+        if self._work.replicas is not None and dist.get_debug_level() == dist.DebugLevel.DETAIL:
+            sums = [p.detach().to(stats.packed.device, torch.float64).sum().reshape(1) for p in params]
+            self._work.replicas.compare(torch.cat([stats.packed, *sums]), self._work.steps)
+        self._work.steps += 1
         if self._work.capture is not None:
             self._work.capture.spent = True
 
     _watched_step = _torch.watched(_step)
     _untraced_step = _torch.untraced(_watched_step)
+
+    def _scales(self) -> Tensor | None:
+        """What a scaler has multiplied the gradients of each loss with, float64 ``[K + 1]``; ``None`` without one."""
+        work, called = self._work, hasattr(self, "found_inf")
+        if work.scale is None:
+            if called:
+                raise RuntimeError(
+                    f"torch.amp.GradScaler steps {type(self).__name__}, whose backward() it was not given: it does not "
+                    "see the auxiliary gradients. Call backward(main_loss, aux_loss, scaler=scaler), with losses that "
+                    "are not scaled yet"
+                )
+            return None
+        if not called:
+            raise RuntimeError(
+                "backward() was given a scaler, so that the gradients are multiplied by its scale: call "
+                "scaler.step(optimizer) and scaler.update() in the place of optimizer.step()"
+            )
+        scales = work.scale.to(torch.float64).repeat(len(work.aux_grads) + 1)
+        if self.grad_scale is None:  # type: ignore[attr-defined]
+            scales[0] = 1.0  # unscale_ has divided the main gradients, which are all that it knows of
+        return scales
+
+    def _average(self, main: list[Tensor | None], params: list[Tensor]) -> list[Tensor | None]:
+        """The gradients of all processes; also in ``.grad`` and :attr:`aux_grads` from now on."""
+        work = self._work
+        if work.replicas is None:
+            raise RuntimeError(
+                "this optimizer was copied or unpickled from one with a process group, which cannot be copied: assign "
+                "process_group again (None, if it is to train alone)"
+            )
+        if work.replicas.number == 1:
+            return main
+        main, *work.aux_grads = work.replicas.average(params, [main, *work.aux_grads])
+        for p, g in zip(params, main, strict=True):
+            p.grad = g
+        if work.capture is not None:
+            work.capture = Capture(params, main, work.aux_grads)
+        return main
 
     def _matching_aux(self, main: list[Tensor | None], params: list[Tensor]) -> list[list[Tensor | None]]:
         """The auxiliary gradients that belong to the main ones, in the order of the parameters."""
@@ -391,7 +494,8 @@ class GradPromOptimizer(torch.optim.Optimizer):
         ]
 
     def _warn_of_writing(self) -> None:
-        if self._work.warned_of_writing:
+        # A scaler looks for infinities by an operation that writes, whether it divides or not.
+        if self._work.warned_of_writing or self._work.scale is not None:
             return
         self._work.warned_of_writing = True
         warnings.warn(

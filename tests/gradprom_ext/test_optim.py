@@ -197,17 +197,6 @@ def test_state_tensors_replaced_behind_our_back(backend):
         torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-11)
 
 
-def test_grad_scaler_is_refused_before_anything_changes(backend):
-    """It unscales .grad alone; the auxiliary gradients would go in 65,536 times too large."""
-    p = torch.nn.Parameter(torch.ones(3))
-    opt = gp.GradPromSGD([p], lr=0.1, backend=backend)
-    scaler = torch.amp.GradScaler("cpu")
-    opt.backward(scaler.scale(p.sum()), scaler.scale(p.sum()))
-    with pytest.raises(RuntimeError, match=r"does not work with torch\.amp\.GradScaler"):
-        scaler.step(opt)
-    assert torch.equal(p, torch.ones(3))
-
-
 def test_several_processes_are_warned_about(backend, monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)

@@ -1,0 +1,333 @@
+"""Several processes, one model: they meet through gloo, and what they do is compared with one process that has all
+batches.
+
+To start processes takes seconds, so that two and three of them are started once and do one piece of work after the
+other; what they do is at the top of this file, as it must be found there by name.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+import gradprom_ext as gp
+from gradprom_ext import distributed
+from gradprom_ext.distributed import ReplicaError, Replicas
+
+SECONDS = 60  # in which the other processes must answer
+
+
+def net(dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4 * 4 * 4, 3)).to(dtype)
+
+
+def batch(rank: int, step: int, size: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(100 * step + rank)
+    return (
+        torch.randn(size, 2, 6, 6, generator=generator, dtype=torch.float64),
+        torch.randn(size, 3, generator=generator, dtype=torch.float64),
+    )
+
+
+def losses(model: nn.Module, given: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    images, wanted = given
+    out = model(images.to(next(model.parameters()).dtype))
+    return (out - wanted.to(out.dtype)).square().mean(), (out * wanted.to(out.dtype).flip(1)).sum(1).tanh().mean()
+
+
+def _started(rank: int, number: int, folder: str, works: dict[str, tuple[str, dict[str, Any]]]) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", number)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=number, timeout=timedelta(seconds=SECONDS))
+    found = {name: globals()[work](rank, number, **options) for name, (work, options) in works.items()}
+    with open(f"{folder}/{rank}.pickle", "wb") as file:
+        pickle.dump(found, file)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def together(folder: Path, number: int, works: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, list[Any]]:
+    """What each of some processes returned of functions of this file.
+
+    :param works: the name of the function and its further arguments.
+    """
+    mp.spawn(_started, (number, str(folder), works), nprocs=number)
+    found = [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(number)]
+    return {name: [each[name] for each in found] for name in works}
+
+
+TRAININGS: dict[str, tuple[int, dict[str, Any]]] = {
+    "sgd": (2, {"kind": "GradPromSGD", "settings": {"lr": 0.1, "momentum": 0.9}, "wrapped": False, "sizes": [2, 2]}),
+    "adamw-ddp": (
+        2,
+        {
+            "kind": "GradPromAdamW",
+            "settings": {"lr": 0.01, "gate": "soft", "max_grad_norm": 0.1},
+            "wrapped": True,
+            "sizes": [2, 2],
+        },
+    ),
+    "adam-three-uneven": (
+        3,
+        {
+            "kind": "GradPromAdam",
+            "settings": {"lr": 0.01, "granularity": "tensor", "backend": "reference"},
+            "wrapped": False,
+            "sizes": [2, 1, 3],
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    works = {name: ("trained", options) for name, (number, options) in TRAININGS.items() if number == 2}
+    others = ("naive", "not_finite_on_one", "overflow_on_one", "unequal_reach", "layouts")
+    return together(tmp_path_factory.mktemp("two"), 2, {**works, **{name: (name, {}) for name in others}})
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    works = {name: ("trained", options) for name, (number, options) in TRAININGS.items() if number == 3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
+        return together(tmp_path_factory.mktemp("three"), 3, {**works, "disagreeing": ("disagreeing", {})})
+
+
+def parameters(model: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+# --- in the processes ---
+
+
+def trained(rank: int, number: int, *, kind: str, settings: dict[str, Any], wrapped: bool, sizes: list[int]) -> Any:
+    model = net()
+    outer: nn.Module = nn.parallel.DistributedDataParallel(model) if wrapped else model
+    opt = getattr(gp, kind)(model.parameters(), **settings, process_group=dist.group.WORLD)
+    gates = []
+    for step in range(5):
+        opt.backward(*losses(outer, batch(rank, step, sizes[rank])))
+        opt.step()
+        gates.append([opt.stats.packed.clone(), opt.backend])
+        opt.zero_grad()
+    return parameters(model), gates
+
+
+def not_finite_on_one(rank: int, number: int) -> Any:
+    model = net()
+    opt = gp.GradPromAdamW(model.parameters(), lr=0.1, process_group=dist.group.WORLD)
+    main, aux = losses(model, batch(rank, 0))
+    opt.backward(main, aux * (float("nan") if rank == 1 else 1.0))
+    opt.step()
+    return parameters(model), float(opt.skipped_steps)
+
+
+def overflow_on_one(rank: int, number: int) -> Any:
+    """With a scaler: the process whose own gradients are fine must back off, too."""
+    p = nn.Parameter(torch.ones(3))
+    opt = gp.GradPromSGD([p], lr=0.1, process_group=dist.group.WORLD)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    opt.backward((p * 1e-3).sum(), (p * (1e20 if rank == 0 else 1e-3)).sum(), scaler=scaler)
+    scaler.step(opt)
+    scaler.update()
+    return p.detach().clone(), scaler.get_scale()
+
+
+def unequal_reach(rank: int, number: int) -> Any:
+    """Each loss reaches other parameters in each process, and the last parameter is reached nowhere."""
+    a, b, c = (nn.Parameter(torch.full((2,), float(i + 1))) for i in range(3))
+    opt = gp.GradPromSGD([a, b, c], lr=0.5, weight_decay=0.1, gate="always", process_group=dist.group.WORLD)
+    opt.backward(a.sum() if rank == 0 else b.sum() * 3, (a.sum() * 2) if rank == 1 else (b * 0).sum())
+    opt.step()
+    return [p.detach().clone() for p in (a, b, c)], c.grad
+
+
+def layouts(rank: int, number: int) -> Any:
+    """Parameters and gradients whose axes lie in other orders in memory, and several buckets."""
+    generator = torch.Generator().manual_seed(rank)
+    plain = torch.randn(2, 3, 4, 5, generator=generator)
+    params = [
+        torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        torch.zeros(3, 2).t(),
+        torch.zeros(()),
+        torch.zeros(1, 4),
+        torch.zeros(0, 3),
+        torch.zeros(7, dtype=torch.float64),
+    ]
+    grads = [
+        plain,
+        torch.randn(2, 3, generator=generator),
+        torch.randn((), generator=generator),
+        torch.randn(1, 4, generator=generator),
+        torch.zeros(0, 3),
+        torch.randn(7, generator=generator, dtype=torch.float64),
+    ]
+    group = dist.group.WORLD
+    assert group is not None
+    with mock.patch.object(distributed, "BUCKET", 64):
+        [found] = Replicas(group).average(params, [grads])
+    return grads, found
+
+
+def disagreeing(rank: int, number: int) -> Any:
+    model = net()
+    opt = gp.GradPromSGD(model.parameters(), lr=0.1, process_group=dist.group.WORLD)
+    for step in range(4):
+        opt.backward(*losses(model, batch(rank, step)))
+        if step == 2 and rank == 1:
+            with torch.no_grad():
+                next(model.parameters()).add_(1e-6)
+        try:
+            opt.step()
+        except ReplicaError as error:
+            return step, str(error)
+        opt.zero_grad()
+    return None
+
+
+def deserted(rank: int, number: int) -> Any:
+    model = net()
+    opt = gp.GradPromSGD(model.parameters(), lr=0.1, process_group=dist.group.WORLD)
+    opt.backward(*losses(model, batch(rank, 0)))
+    if rank == 1:
+        os._exit(0)
+    try:
+        opt.step()
+    except RuntimeError as error:
+        Path(os.environ["DESERTED"]).write_text(str(error) or "an error")
+    os._exit(0)
+
+
+def naive(rank: int, number: int) -> Any:
+    """What DistributedDataParallel does by itself: the auxiliary gradients stay those of one's own batch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = net()
+        outer = nn.parallel.DistributedDataParallel(model)
+        opt = gp.GradPromSGD(model.parameters(), lr=0.1)
+    for step in range(5):
+        opt.backward(*losses(outer, batch(rank, step)))
+        opt.step(), opt.zero_grad()
+    return parameters(model)
+
+
+# --- the tests ---
+
+
+def alone(kind: str, settings: dict[str, Any], number: int, sizes: list[int]) -> tuple[list[torch.Tensor], list[Any]]:
+    """One process with all batches: the mean of the processes' mean losses."""
+    model = net()
+    opt = getattr(gp, kind)(model.parameters(), **settings)
+    gates = []
+    for step in range(5):
+        parts = [losses(model, batch(rank, step, sizes[rank])) for rank in range(number)]
+        opt.backward(*(torch.stack(each).mean() for each in zip(*parts, strict=True)))
+        opt.step()
+        gates.append(opt.stats)
+        opt.zero_grad()
+    return parameters(model), gates
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_processes_step_as_one(name: str, two: dict[str, list[Any]], three: dict[str, list[Any]]) -> None:
+    number, options = TRAININGS[name]
+    found = {2: two, 3: three}[number][name]
+    wanted, gates = alone(options["kind"], options["settings"], number, options["sizes"])
+    assert any(stats.gate.any() for stats in gates) and not all(stats.gate.all() for stats in gates)
+    for params, seen in found:
+        for p, first, q in zip(params, found[0][0], wanted, strict=True):
+            assert torch.equal(p, first), "replicas differ"
+            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+        for (stats, _), expected in zip(seen, gates, strict=True):
+            torch.testing.assert_close(stats, expected.packed, rtol=1e-7, atol=1e-9)
+
+
+def test_without_a_group_replicas_drift_apart(two: dict[str, list[Any]]) -> None:
+    """The trap itself: if this fails, PyTorch has begun to reduce every backward."""
+    one, other = two["naive"]
+    assert any(not torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_gradient_that_is_not_finite_anywhere_skips_everywhere(two: dict[str, list[Any]]) -> None:
+    for params, skipped in two["not_finite_on_one"]:
+        assert skipped == 1
+        assert all(torch.equal(a, b) for a, b in zip(params, parameters(net()), strict=True))
+
+
+def test_an_overflow_anywhere_backs_the_scale_off_everywhere(two: dict[str, list[Any]]) -> None:
+    for p, scale in two["overflow_on_one"]:
+        assert torch.equal(p, torch.ones(3)) and scale == 2.0**99
+
+
+def test_losses_that_reach_other_parameters_in_each_process(two: dict[str, list[Any]]) -> None:
+    """By hand: main (0.5, 1.5), auxiliary (1, 0); a: 1 - 0.5 (0.5 + 1 + 0.1), b: 2 - 0.5 (1.5 + 0.2)."""
+    for (a, b, c), grad in two["unequal_reach"]:
+        torch.testing.assert_close(a, torch.full((2,), 0.2))
+        torch.testing.assert_close(b, torch.full((2,), 1.15))
+        assert torch.equal(c, torch.full((2,), 3.0)) and grad is None, "what no loss reaches is left alone"
+
+
+def test_averages_of_any_layout_in_small_buckets(two: dict[str, list[Any]]) -> None:
+    (ours, found), (theirs, again) = two["layouts"]
+    for a, b, mean, same in zip(ours, theirs, found, again, strict=True):
+        torch.testing.assert_close(mean, (a + b) / 2)
+        assert torch.equal(mean, same)
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_debug_switch_names_the_first_process_and_step_that_differ(three: dict[str, list[Any]]) -> None:
+    for step, message in three["disagreeing"]:
+        assert step == 2
+        assert "at step 2 process 1 of 3 decided otherwise than process 0" in message
+
+
+def test_a_process_that_goes_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "told"
+    monkeypatch.setenv("DESERTED", str(told))
+    mp.spawn(_started, (2, str(tmp_path), {"deserted": ("deserted", {})}), nprocs=2)
+    assert told.read_text()
+
+
+def test_groups_that_are_none() -> None:
+    p = nn.Parameter(torch.ones(2))
+    with pytest.raises(TypeError, match=r"torch\.distributed\.group\.WORLD is that of all processes"):
+        gp.GradPromSGD([p], process_group="gloo")  # type: ignore[arg-type]
+
+
+def test_a_copy_must_be_given_its_group_again(tmp_path: Path) -> None:
+    p = nn.Parameter(torch.ones(2))
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        opt = gp.GradPromSGD([p], lr=0.5, process_group=dist.group.WORLD)
+        opt.backward(p.sum(), p.sum())
+        opt.step()
+        assert p.tolist() == [0.0, 0.0], "a group of one process"
+        opt.zero_grad()
+        for other in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+            assert other.process_group is None
+            [own] = other.param_groups[0]["params"]
+            other.backward(own.sum(), own.sum())
+            with pytest.raises(RuntimeError, match="assign process_group again"):
+                other.step()
+            other.process_group = None
+            other.step()
+            assert own.tolist() == [-1.0, -1.0]
+        opt.load_state_dict(opt.state_dict())
+        assert opt.process_group is dist.group.WORLD
+    finally:
+        dist.destroy_process_group()
