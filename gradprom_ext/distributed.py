@@ -125,7 +125,8 @@ def _dense(grad: Tensor | None, param: Tensor) -> Tensor:
 
 def _order(param: Tensor) -> list[int]:
     """The parameter's axes, from the one with the widest stride to the one with the narrowest."""
-    return sorted(range(param.ndim), key=lambda axis: -param.stride(axis))
+    strides = param.stride()
+    return sorted(range(param.ndim), key=lambda axis: -strides[axis])
 
 
 def _in_memory_order(tensor: Tensor, param: Tensor) -> Tensor:

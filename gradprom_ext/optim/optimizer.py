@@ -302,7 +302,7 @@ class GradPromOptimizer(torch.optim.Optimizer):
         if scaler is None:
             return losses
         work.scaler, work.scale = scaler, scaler.scale(torch.ones((), device=losses[0].device))
-        return scaler.scale(losses)
+        return list(scaler.scale(losses))
 
     def _make_room(self, params: list[Tensor]) -> None:
         """Before gradients are added: those of the last step make room where they were cleared, and are refused where

@@ -243,12 +243,12 @@ def _patients_diagnosed(
         return {}
     labels = own.labels
     torch.manual_seed(stable_seed("SLICES", seed))
-    head = SliceHead(cast("Encoder", network).width, data.num_classes)
+    fresh = SliceHead(cast("Encoder", network).width, data.num_classes)
 
     def loss(output: Tensor, index: Sequence[int]) -> Tensor:
         return nn.functional.cross_entropy(output, labels[index].to(device))
 
-    head = train_head(head, own.embeddings, loss, steps=steps, device=device, seed=seed)
+    head = train_head(fresh, own.embeddings, loss, steps=steps, device=device, seed=seed)
     with torch.no_grad():
         logits = torch.cat([head(some.to(device)).cpu() for some in others.embeddings.split(BATCH)])
     return {
