@@ -300,14 +300,18 @@ def in_parallel(work: Callable[[T], R], items: Iterable[T], *, total: int, what:
             raise
 
 
-def guarded(path: Path, read: Callable[[], np.ndarray]) -> np.ndarray:
+def guarded(path: Path, read: Callable[[], T], remedy: str = "restore the file from the data set") -> T:
+    """What ``read`` returns; whatever a library raises becomes an error that names the file and the remedy.
+
+    :raises DataError: it failed.
+    """
     try:
         return read()
     except DataError:
         raise
     # Readers fail in many ways on damaged files (OSError, SyntaxError, ValueError, struct.error, ...).
     except Exception as error:
-        raise DataError(f"{path} cannot be read as an image ({error}); restore the file from the data set") from error
+        raise DataError(f"{path} cannot be read as an image ({error}); {remedy}") from error
 
 
 def _kind(path: Path) -> tuple[str, bytes]:
