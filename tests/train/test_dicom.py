@@ -342,6 +342,7 @@ class TestValues:
                                      (0x3000, "OW", packed.view("<u2").byteswap().tobytes())):  # fmt: skip
             source.add_new((0x6000, element), kind, value)
         source.PixelData = stored.astype(">u2").tobytes()
+        list(source.iterall())  # what was not looked at would be written as it lies in the file
         source.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
         source.set_original_encoding(False, False)
         source.save_as(tmp_path / "x.dcm")
