@@ -446,15 +446,18 @@ class TestHeader:
         nested = Dataset()
         nested.ReferencedSOPInstanceUID, nested.PatientName = "1.2.3.99", "Person^A."
         nested.add_new((0x0009, 0x0010), "LO", "PRIVATE")
-        scans = [
-            open_scan(made(tmp_path / f"{name}.dcm", slice_of_ct, ReferencedImageSequence=[nested])) for name in "xy"
-        ]
+        content, shared = Dataset(), Dataset()
+        content.FrameAcquisitionDateTime = "20250203040506"
+        shared.FrameContentSequence = [content]
+        more = {"ReferencedImageSequence": [nested], "SharedFunctionalGroupsSequence": [shared]}
+        scans = [open_scan(made(tmp_path / f"{name}.dcm", slice_of_ct, **more)) for name in "xy"]
         derivation = Derivation("d", "run 1", anonymize=True)
         one, other = (written(scan, tmp_path / f"new-{scan.path.name}", derivation) for scan in scans)
         assert one.StudyInstanceUID == other.StudyInstanceUID != "1.2.3"
         assert one.SeriesInstanceUID == other.SeriesInstanceUID
         assert one.SOPInstanceUID != other.SOPInstanceUID
         assert b"Person" not in (tmp_path / "new-x.dcm").read_bytes()
+        assert b"20250203" not in (tmp_path / "new-x.dcm").read_bytes()
         assert b"1.2.3.99" not in (tmp_path / "new-x.dcm").read_bytes()
         assert b"PRIVATE" not in (tmp_path / "new-x.dcm").read_bytes()
         assert (one.pixel_array == slice_of_ct).all()
