@@ -34,7 +34,8 @@ class Reader(Protocol):
     """How an image or a mask is read. One object may also stand for a part of a file, or for several files.
 
     Two that read the same are equal (frozen dataclasses are). ``libraries`` names what it decodes with besides NumPy,
-    Pillow and tifffile, if anything, as it is called on PyPI.
+    Pillow and tifffile, if anything, as it is called on PyPI, and ``code`` files of source besides its own that decide
+    what it gives.
     """
 
     def __hash__(self) -> int: ...
@@ -300,14 +301,18 @@ def in_parallel(work: Callable[[T], R], items: Iterable[T], *, total: int, what:
             raise
 
 
-def guarded(path: Path, read: Callable[[], np.ndarray]) -> np.ndarray:
+def guarded(path: Path, read: Callable[[], T], remedy: str = "restore the file from the data set") -> T:
+    """What ``read`` returns; whatever a library raises becomes an error that names the file and the remedy.
+
+    :raises DataError: it failed.
+    """
     try:
         return read()
     except DataError:
         raise
     # Readers fail in many ways on damaged files (OSError, SyntaxError, ValueError, struct.error, ...).
     except Exception as error:
-        raise DataError(f"{path} cannot be read as an image ({error}); restore the file from the data set") from error
+        raise DataError(f"{path} cannot be read as an image ({error}); {remedy}") from error
 
 
 def _kind(path: Path) -> tuple[str, bytes]:

@@ -33,7 +33,9 @@ class Scan(ABC):
 
     Frames are pages of a TIFF, frames of a DICOM file, slices of a volume (and all its times), in the order in which
     they are stored. Values are those which the file means: of DICOM and NIfTI after their rescale slope and intercept
-    (Hounsfield units, say), else the numbers as they are stored.
+    (Hounsfield units, say), else the numbers as they are stored. Larger ones are brighter: where a file has it the
+    other way round (MONOCHROME1, WhiteIsZero), its numbers are turned over, and back when they are written. NaN stays
+    NaN.
 
     :ivar path: the file.
     :ivar format: its name for people: ``PNG``, ``DICOM``, ``NIfTI``.
@@ -42,6 +44,7 @@ class Scan(ABC):
     :ivar value_range: the values that are black and white where nothing else is said: the limits of integers of as many
         bits as are used, the window of a DICOM file that has one, the extremes of floating-point values.
     :ivar patient: whose it is, as far as the file says.
+    :ivar dtype: of ``uint8``, ``uint16`` and ``float32`` the one that holds all values as exactly as the file.
     """
 
     path: Path
@@ -50,6 +53,7 @@ class Scan(ABC):
     channels: int
     value_range: tuple[float, float]
     patient: str | None = None
+    dtype: np.dtype = np.dtype(np.float32)
 
     @abstractmethod
     def size(self, frame: int) -> tuple[int, int]:
