@@ -137,6 +137,14 @@ def test_no_entry_is_of_a_message_that_is_gone():
     pages.expand(TROUBLE)  # raises where a list would be empty
 
 
+def test_what_the_doctor_says_is_what_it_says():
+    told = (ROOT / "gradprom_ext" / "doctor.py").read_text() + (ROOT / "gradprom_ext" / "backends.py").read_text()
+    rows = TROUBLE.partition("| the doctor says |")[2].partition("\n\n")[0].splitlines()[2:]
+    said = [part.strip() for row in rows for part in row.split("|")[1].split("…")]
+    assert "run the tests" in said
+    assert not [part for part in said if part not in told]
+
+
 def test_messages_are_found_where_they_are():
     """Some that a person typed here after reading the sources: one of each way in which they are written."""
     for each in (
@@ -144,6 +152,12 @@ def test_messages_are_found_where_they_are():
         Message("gradprom_ext/_step.py", "NonFiniteGradientError", "…; nothing was updated"),
         Message("train/compare.py", "error", "give --recipe NAME, or --list to see which there are"),
         Message("train/data/cache.py", "warning", "the image cache … is rebuilt: …"),
+        Message("train/data/__init__.py", "DataError", "--data-root …: there is no such folder"),
+        Message(
+            "train/training/step_log.py",
+            "RunError",
+            "the step log … is damaged at line …: …; restore it, or start a new run",
+        ),
         Message("csrc/python/plan.cpp", "ValueError", "the parameters of a plan must be on one device"),
     ):
         assert each in MESSAGES

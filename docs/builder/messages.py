@@ -7,6 +7,7 @@ an ellipsis, as a person who searches the page has other ones.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,8 @@ class Message(NamedTuple):
     text: str
 
 
-def messages(*folders: str) -> list[Message]:
+@functools.cache
+def messages(*folders: str) -> tuple[Message, ...]:
     """All messages of the files below some folders of the repository, in the order of the files and their lines, each
     once. One that is nothing but a value (an error that is handed on) is left out."""
     found: dict[Message, None] = {}
@@ -43,7 +45,7 @@ def messages(*folders: str) -> list[Message]:
                 found |= dict.fromkeys(_of_python(file, path.read_text()))
             elif path.suffix in (".cpp", ".cu", ".cuh", ".h"):
                 found |= dict.fromkeys(_of_cpp(file, path.read_text()))
-    return [each for each in found if re.search(r"\w\w", each.text)]
+    return tuple(each for each in found if re.search(r"\w\w", each.text))
 
 
 def _of_python(file: str, source: str) -> Iterator[Message]:
@@ -52,31 +54,57 @@ def _of_python(file: str, source: str) -> Iterator[Message]:
     [Message(file='a.py', kind='ValueError', text='lr is …, not a number')]
     >>> list(_of_python("a.py", "logger.warning('%s is full', disk)"))[0].text
     '… is full'
+    >>> source = "def f(x): return f'{x} differs'" + chr(10) + "if said := f(1): raise RunError(said)"
+    >>> list(_of_python("a.py", source))[0].text
+    '… differs'
     """
-    nodes = sorted((node for node in ast.walk(ast.parse(source)) if hasattr(node, "lineno")), key=lambda n: n.lineno)
-    for node in nodes:
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            call, kind = node.exc, ast.unparse(node.exc.func).split(".")[-1].lstrip("_")
+    nodes = [node for node in ast.walk(ast.parse(source)) if hasattr(node, "lineno")]
+    said = _Said(nodes)
+    for node in sorted(nodes, key=lambda node: node.lineno):
+        if isinstance(node, ast.Raise | ast.Return) and isinstance(call := _value(node), ast.Call):
+            kind = ast.unparse(call.func).split(".")[-1]
+            # A function that makes an error raises it elsewhere.
+            if isinstance(node, ast.Return) and not kind.endswith("Error"):
+                continue
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in _WARNINGS:
-            call, kind = node, "error" if node.func.attr == "error" else "warning"  # type: ignore[attr-defined]
+            call, kind = node, "error" if ast.unparse(node.func).endswith("error") else "warning"
         else:
             continue
         if call.args:
-            for text in _texts(call.args[0]):
+            for text in said.by(call.args[0]):
                 yield Message(file, kind, _tidy(text))
 
 
-def _texts(node: ast.expr) -> list[str]:
-    """What an expression may say; several texts where it chooses between them."""
-    if isinstance(node, ast.Constant):
-        return [_SHAPED.sub("…", str(node.value))]
-    if isinstance(node, ast.JoinedStr):
-        return ["".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)]  # type: ignore[misc]
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return [left + right for left in _texts(node.left) for right in _texts(node.right)]
-    if isinstance(node, ast.IfExp):
-        return _texts(node.body) + _texts(node.orelse)
-    return ["…"]
+def _value(node: ast.Raise | ast.Return) -> ast.expr | None:
+    return node.exc if isinstance(node, ast.Raise) else node.value
+
+
+class _Said:
+    """What the expressions of a file may say, followed through its own functions and variables."""
+
+    def __init__(self, nodes: list[ast.AST]) -> None:
+        self._values: dict[str, list[ast.expr]] = {}
+        for node in nodes:
+            if isinstance(node, ast.FunctionDef):
+                returned = [each.value for each in ast.walk(node) if isinstance(each, ast.Return) and each.value]
+                self._values.setdefault(node.name, []).extend(returned)
+            elif isinstance(node, ast.NamedExpr):
+                self._values.setdefault(node.target.id, []).append(node.value)
+
+    def by(self, node: ast.expr, depth: int = 2) -> list[str]:
+        """Several texts where it chooses between them; an ellipsis where nothing is known."""
+        if isinstance(node, ast.Constant):
+            return [_SHAPED.sub("…", str(node.value))]
+        if isinstance(node, ast.JoinedStr):
+            return ["".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)]
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return [left + right for left in self.by(node.left) for right in self.by(node.right)]
+        if isinstance(node, ast.IfExp):
+            return self.by(node.body) + self.by(node.orelse)
+        name = node.func if isinstance(node, ast.Call) else node
+        if depth and isinstance(name, ast.Name) and name.id in self._values:
+            return [text for value in self._values[name.id] for text in self.by(value, depth - 1)]
+        return ["…"]
 
 
 def _of_cpp(file: str, source: str) -> Iterator[Message]:

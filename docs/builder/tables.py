@@ -59,9 +59,8 @@ def _help(module: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", module, "--help"], env=env, cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     )
-    text = done.stdout
-    # The box of flags that is the same for every command over runs stands once, as a table.
-    return text.partition("\n╭─")[0].strip()
+    # What is the same for every command over runs stands once: what a run is, and its flags, as a table.
+    return done.stdout.partition("\n\nusage:")[0].partition("\n╭─")[0].strip()
 
 
 def settings() -> str:
