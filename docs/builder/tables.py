@@ -12,11 +12,14 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
+WIDTH = 92
+"""Characters in a line of what a command prints."""
 _ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?([^`]+)`")
 _LINK = re.compile(r"`([^`<]+) <([^`>]+)>`_")
 
@@ -55,12 +58,20 @@ def commands() -> str:
 
 
 def _help(module: str) -> str:
-    env = {**os.environ, "COLUMNS": "92", "TERM": "dumb", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    env = {**os.environ, "COLUMNS": str(WIDTH), "TERM": "dumb", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
         [sys.executable, "-m", module, "--help"], env=env, cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     )
     # What is the same for every command over runs stands once: what a run is, and its flags, as a table.
-    return done.stdout.partition("\n\nusage:")[0].partition("\n╭─")[0].strip()
+    text = done.stdout.partition("\n\nusage:")[0].partition("\n╭─")[0].strip()
+    return "\n\n".join(map(_wrapped, text.split("\n\n")))
+
+
+def _wrapped(paragraph: str) -> str:
+    """A paragraph of words in lines that fit on a page; one in columns as it is."""
+    if "\n " in paragraph or paragraph[0] == " ":
+        return paragraph
+    return textwrap.fill(paragraph, WIDTH, break_on_hyphens=False)
 
 
 def settings() -> str:
@@ -107,18 +118,16 @@ def degradations() -> str:
         kind: Any = DEGRADATIONS[name]
         arguments = [each.name.upper() for each in dataclasses.fields(kind) if each.init]
         written = f"{name}:{','.join(arguments)}" if arguments else name
-        example = str(DEGRADATIONS.build(name))
-        rows.append((f"`{written}`", f"`{example}`", first_paragraph(kind), kind.remedy or "none"))
-        folded.append(f"`{written}`\n{_definition(kind)}")
+        rows.append((f"`{name}`", first_paragraph(kind), kind.remedy or "none"))
+        folded.append(f"`{written}`, by default `{DEGRADATIONS.build(name)}`\n{_definition(kind)}")
     named = [(f"`{name}`", f"`{parse(name)}`" if name != "none" else "nothing: the images are poor as they are")
              for name in ALIASES]  # fmt: skip
     return (
-        table(("`--task`", "with its defaults", "what happens", "classical remedy"), rows)
-        + "\n\nNames for what is often wanted:\n\n"
-        + table(("`--task`", "the same as"), named)
+        table(("`--task`", "what happens", "classical remedy"), rows)
         + "\n\n<details><summary>Each with its arguments, and whose it is</summary>\n\n"
         + "\n\n".join(folded)
-        + "\n\n</details>"
+        + "\n\n</details>\n\nNames for what is often wanted:\n\n"
+        + table(("`--task`", "the same as"), named)
     )
 
 
