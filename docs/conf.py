@@ -42,7 +42,6 @@ html_math_renderer = "mathml"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 
@@ -56,7 +55,7 @@ html_show_sourcelink = False
 html_show_sphinx = False
 html_show_copyright = False
 
-# python -m sphinx -b linkcheck: publishers that refuse programs, though the pages are there.
+# make links: other sites are asked whether the page is there, not for a place in it.
 linkcheck_timeout = 20
 linkcheck_anchors = False
 

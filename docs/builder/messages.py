@@ -10,10 +10,10 @@ import ast
 import functools
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+from docs.builder import ROOT
+
 _WARNINGS = ("warnings.warn", "logger.warning", "parser.error")
 _SHAPED = re.compile(r"%[sdr]")
 _CPP = re.compile(r"throw (?:py::(\w+)|std::(\w+))\((.*?)\);[ }]*$", re.DOTALL | re.MULTILINE)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from docs.builder.messages import Message, messages
-from docs.builder.tables import GENERATED, ROOT
+from docs.builder.tables import GENERATED
 
 _COMMENT = re.compile(r"^<!-- (generated|messages): ([^>]+?) -->$", re.MULTILINE)
 _ENTRY = re.compile(r"^\| `(.+?)` \|", re.MULTILINE)
@@ -67,6 +67,3 @@ def is_about(entry: str, message: Message) -> bool:
     (True, False)
     """
     return entry == message.text or (entry.endswith(" …") and message.text.startswith(entry[:-1]))
-
-
-__all__ = ["ROOT", "SOURCES", "entries", "expand", "is_about", "is_in", "without_entry"]

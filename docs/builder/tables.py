@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+from docs.builder import ROOT
+
 WIDTH = 92
 """Characters in a line of what a command prints."""
 _ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?([^`]+)`")
