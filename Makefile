@@ -1,10 +1,11 @@
 # What contributors type; .ci/run does the same in a fresh environment.
-.PHONY: help install test lint types quick bench gpu clean
+.PHONY: help install test lint types docs links quick bench gpu clean
 
 help:
 	@echo "make install   build the kernels into this environment, with what the tests need"
 	@echo "make test      the whole suite"
 	@echo "make lint      formats and lint; make types: mypy and the stub of the compiled module"
+	@echo "make docs      the pages, into build/docs/docs/index.html; make links: their links to other sites"
 	@echo "make quick     the quick experiment on generated images"
 	@echo "make bench     the fused step beside PyTorch and the memory's own speed"
 	@echo "make gpu       build, tests, sanitizers and benchmark on this machine's GPU, into ./gpu-results"
@@ -23,6 +24,13 @@ lint:
 types:
 	mypy
 	stubtest gradprom_ext._C --mypy-config-file pyproject.toml --allowlist .ci/stubtest_allowlist.txt
+
+# Everything anew each time: pages that are generated from the sources have none that Sphinx could look at.
+docs:
+	python -m sphinx --quiet --fresh-env --fail-on-warning --builder html --conf-dir docs . build/docs
+
+links:
+	python -m sphinx --quiet --fresh-env --builder linkcheck --conf-dir docs . build/links
 
 quick:
 	python -m train.run --dataset covidct --source phantom

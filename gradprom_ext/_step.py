@@ -18,7 +18,14 @@ from .stats import GateStats
 
 
 class NonFiniteGradientError(FloatingPointError):
-    """A gradient holds NaN or infinity and ``nonfinite="raise"``; nothing was updated."""
+    """A gradient holds NaN or infinity and ``nonfinite="raise"``; nothing was updated.
+
+    >>> import torch, gradprom_ext as gp
+    >>> nan, one = torch.tensor([float("nan")]), torch.ones(1)
+    >>> gp.gradprom_([one], [nan], [one], nonfinite="raise")
+    Traceback (most recent call last):
+    gradprom_ext._step.NonFiniteGradientError: main_grads[0] holds NaN or infinity; nothing was updated
+    """
 
 
 class Stepper:

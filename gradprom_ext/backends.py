@@ -155,7 +155,12 @@ BACKENDS: tuple[Backend, ...] = (CudaBackend(), CpuBackend(), TritonBackend(), R
 
 
 def available_backends() -> list[str]:
-    """Names of the backends that can run on this machine, fastest first, e.g. ``["cpu", "reference"]``."""
+    """Names of the backends that can run on this machine, fastest first, e.g. ``["cpu", "reference"]``.
+
+    >>> import gradprom_ext as gp
+    >>> gp.available_backends()[-1]  # the one that is everywhere
+    'reference'
+    """
     return [b.name for b in BACKENDS if b.missing() is None]
 
 

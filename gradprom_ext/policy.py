@@ -126,6 +126,14 @@ class HardGate(_ThresholdGate):
     """GradProm (`arXiv:2501.01114 <https://arxiv.org/abs/2501.01114>`_): open where ``cos >= threshold``.
 
     :param threshold: a cosine in [-1, 1]; the method has 0.
+    :raises ValueError: ``threshold`` is no cosine.
+
+    >>> import torch, gradprom_ext as gp
+    >>> main, aux = [torch.tensor([3.0, 4.0])], [torch.tensor([4.0, 3.0])]  # their cosine is 24 / 25
+    >>> gp.gradient_stats(main, aux, gate=gp.HardGate()).gate.tolist()
+    [1.0]
+    >>> gp.gradient_stats(main, aux, gate=gp.HardGate(threshold=0.97)).gate.tolist()
+    [0.0]
     """
 
     def __call__(self, gram: Tensor, aux_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +144,13 @@ class HardGate(_ThresholdGate):
 class SoftGate(_ThresholdGate):
     """The form of GradProm's Lemma 3.1: the auxiliary gradient is weighted with ``max(0, cos)``.
 
-    :param threshold: below this cosine the weight is 0.
+    :param threshold: below this cosine, in [-1, 1], the weight is 0.
+    :raises ValueError: ``threshold`` is no cosine.
+
+    >>> import torch, gradprom_ext as gp
+    >>> main, aux = [torch.tensor([3.0, 4.0])], [torch.tensor([4.0, 3.0])]
+    >>> round(float(gp.gradient_stats(main, aux, gate=gp.SoftGate()).gate), 6)  # 24 / 25
+    0.96
     """
 
     def __call__(self, gram: Tensor, aux_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,14 +160,28 @@ class SoftGate(_ThresholdGate):
 
 
 class AlwaysGate(GatePolicy):
-    """Joint training: the plain sum of the gradients, whatever their directions."""
+    """Joint training: the plain sum of the gradients, whatever their directions.
+
+    >>> import torch, gradprom_ext as gp
+    >>> main, aux = [torch.tensor([3.0, 4.0])], [torch.tensor([-4.0, -4.0])]
+    >>> stats = gp.gradient_stats(main, aux, gate=gp.AlwaysGate())  # the sum is (-1, 0)
+    >>> stats.gate.tolist(), round(float(stats.combined_norm), 6)
+    ([1.0], 1.0)
+    """
 
     def __call__(self, gram: Tensor, aux_weight: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(gram[..., 0, 0]), torch.ones_like(gram[..., 0, 1:])
 
 
 class NeverGate(GatePolicy):
-    """The main gradient alone; the auxiliary ones are measured but never added."""
+    """The main gradient alone; the auxiliary ones are measured but never added.
+
+    >>> import torch, gradprom_ext as gp
+    >>> main, aux = [torch.tensor([3.0, 4.0])], [torch.tensor([4.0, 3.0])]
+    >>> stats = gp.gradient_stats(main, aux, gate=gp.NeverGate())
+    >>> stats.gate.tolist(), float(stats.combined_norm)
+    ([0.0], 5.0)
+    """
 
     def __call__(self, gram: Tensor, aux_weight: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(gram[..., 0, 0]), torch.zeros_like(gram[..., 0, 1:])
@@ -165,6 +193,12 @@ class ProjectGate(GatePolicy):
     Where an auxiliary gradient conflicts with the main one (``cos < 0``), its component along the main gradient is
     removed; the main gradient itself is never projected, so it cannot be biased:
     ``g_k - (<g_0, g_k> / |g_0|^2) g_0``, whose second term is a weight on ``g_0``.
+
+    >>> import torch, gradprom_ext as gp
+    >>> main, aux = [torch.tensor([1.0, 0.0])], [torch.tensor([-1.0, 1.0])]
+    >>> stats = gp.gradient_stats(main, aux, gate=gp.ProjectGate())  # (1, 0) + (0, 1) = 2 main + aux
+    >>> float(stats.main_weight), stats.gate.tolist()
+    (2.0, [1.0])
     """
 
     def __call__(self, gram: Tensor, aux_weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,6 +67,14 @@ class GradVacGate(GatePolicy):
     :param beta: in [0, 1]; the paper has 0.01. 0 is PCGrad for ever.
     :raises ValueError: ``beta`` out of range; or, in a step, the number of auxiliaries or, with
         ``granularity="tensor"``, of parameters is another than that of the targets.
+
+    >>> import torch, gradprom_ext as gp
+    >>> main, aux = [torch.tensor([3.0, 4.0])], [torch.tensor([-4.0, 3.0])]  # at a right angle: no conflict for PCGrad
+    >>> gate = gp.GradVacGate(beta=1.0)
+    >>> gate.load_state_dict({"target": torch.tensor([[[0.0, 0.8], [0.0, 0.0]]])})  # of main against aux
+    >>> stats = gp.gradient_stats(main, aux, gate=gate)  # main is turned by |h_0| 0.8 / (|h_1| 0.6) aux, aux stays
+    >>> float(stats.main_weight), round(float(stats.gate), 6)  # 1 + 4 / 3
+    (1.0, 2.333333)
     """
 
     def __init__(self, beta: float = 0.01) -> None:
@@ -146,6 +154,12 @@ class MGDAGate(GatePolicy):
         lengths before it looks for alpha, but then applies alpha to the undivided gradients, which gives up ``<c, h_i>
         >= 0``. A main gradient of zero leaves nothing.
     :raises ValueError: ``iterations`` is not a positive number.
+
+    >>> import torch, gradprom_ext as gp
+    >>> main, aux = [torch.tensor([1.0, 0.0])], [torch.tensor([0.0, 2.0])]
+    >>> stats = gp.gradient_stats(main, aux, gate=gp.MGDAGate())  # (0.8, 0.4), at a right angle to aux - main
+    >>> round(float(stats.main_weight), 6), round(float(stats.gate), 6)
+    (0.8, 0.2)
     """
 
     def __init__(self, iterations: int = 100, normalize: bool = False) -> None:

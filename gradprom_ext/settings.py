@@ -44,6 +44,14 @@ class StepSettings(TypedDict, total=False):
         norm leaves float64, one longer than 1e154, counts as infinite; one shorter than 1e-154 as zero.
     :param backend: ``"auto"``, one of :func:`~gradprom_ext.available_backends`, or a
         :class:`~gradprom_ext.backends.Backend` of one's own.
+
+    Useful as a type where settings are kept apart from the call:
+
+    >>> import torch, gradprom_ext as gp
+    >>> settings: gp.StepSettings = {"gate": "soft", "aux_weight": 0.1, "aux_cap": 0.5}
+    >>> opt = gp.GradPromSGD([torch.nn.Parameter(torch.ones(2))], lr=0.1, **settings)
+    >>> opt.aux_weight
+    0.1
     """
 
     aux_weight: float | Sequence[float] | Tensor

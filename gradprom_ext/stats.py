@@ -29,7 +29,14 @@ class GateStats:
     turning it into a number (``float(stats.cosine)``, ``print``) waits for the device.
 
     With ``K`` auxiliaries, ``granularity="global"`` gives the shapes below; ``granularity="tensor"`` puts the number
-    of parameters in front of the shapes marked *.
+    of parameters in front of the shapes marked †.
+
+    >>> import torch, gradprom_ext as gp
+    >>> stats = gp.gradient_stats([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, 2.0])], aux_weight=0.5)
+    >>> float(stats.main_norm), stats.aux_norm.tolist(), stats.cosine.tolist()  # 8 / (5 * 2)
+    (5.0, [2.0], [0.8])
+    >>> round(float(stats.combined_norm) ** 2, 6)  # of (3, 4) + 0.5 (0, 2)
+    34.0
     """
 
     packed: Tensor
@@ -43,32 +50,32 @@ class GateStats:
 
     @property
     def cosine(self) -> Tensor:
-        """``[K]``*: cosine of the main gradient with each auxiliary one; 0 where either is zero."""
+        """``[K]``†: cosine of the main gradient with each auxiliary one; 0 where either is zero."""
         return self._table(2, self.num_aux)
 
     @property
     def gate(self) -> Tensor:
-        """``[K]``*: weight of each auxiliary gradient before lambda, 0 or 1 (hard), ``max(0, cos)`` (soft)."""
+        """``[K]``†: weight of each auxiliary gradient before lambda, 0 or 1 (hard), ``max(0, cos)`` (soft)."""
         return self._table(2 + self.num_aux, self.num_aux)
 
     @property
     def main_norm(self) -> Tensor:
-        """``[]``*: L2 norm of the main gradient."""
+        """``[]``†: L2 norm of the main gradient."""
         return self._table(0, None)
 
     @property
     def main_weight(self) -> Tensor:
-        """``[]``*: weight of the main gradient; 1 except under a projecting policy."""
+        """``[]``†: weight of the main gradient; 1 except under a projecting policy."""
         return self._table(1, None)
 
     @property
     def aux_norm(self) -> Tensor:
-        """``[K]``*: L2 norm of each auxiliary gradient."""
+        """``[K]``†: L2 norm of each auxiliary gradient."""
         return self._table(2 + 2 * self.num_aux, self.num_aux)
 
     @property
     def cap(self) -> Tensor:
-        """``[K]``*: what ``aux_cap`` multiplied each lambda with, in [0, 1]; 1 where the auxiliary gradient was short
+        """``[K]``†: what ``aux_cap`` multiplied each lambda with, in [0, 1]; 1 where the auxiliary gradient was short
         enough, and everywhere without a cap. It is that of an auxiliary behind a closed gate too."""
         return self._table(2 + 3 * self.num_aux, self.num_aux)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-PYTHON = [code for language, code in BLOCKS if language == "python"]
-SHELL = [code.strip() for language, code in BLOCKS if language == "bash"]
-TABLE = re.findall(r"^\| `(python -m [^`]+)` \|", README, flags=re.MULTILINE)
+from tests.markdown import ROOT, blocks, languages
+
+README = ROOT / "README.md"
+PYTHON = blocks(README, "python")
+SHELL = [code.strip() for code in blocks(README, "bash")]
+TABLE = re.findall(r"^\| `(python -m [^`]+)` \|", README.read_text(), flags=re.MULTILINE)
 
 # What turns a command of hours or minutes into one of seconds, without changing what it does.
 SHORT = {
@@ -35,7 +35,7 @@ SHORT = {
 
 
 def test_the_readme_has_blocks_of_a_known_kind():
-    assert {language for language, _ in BLOCKS} == {"python", "bash"}
+    assert languages(README) == {"python", "bash"}
     assert len(PYTHON) >= 2
     assert len(SHELL) == 3
     assert SHELL[2] in TABLE, "a command is tried as one of the table"

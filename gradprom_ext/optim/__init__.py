@@ -26,9 +26,14 @@ class GradPromSGD(GradPromOptimizer):
         float16 or bfloat16. The gate is taken over all groups, dtypes and devices together.
     :param lr: learning rate, >= 0: a number, or a tensor of one element (float32 or float64). A tensor on the
         parameters' device is read there when the step runs.
-    :param momentum, dampening, weight_decay, nesterov, maximize: as in ``torch.optim.SGD``.
-    :param foreach, fused: accepted so that a call of ``torch.optim`` need not be changed, and ignored: every step runs
-        on the fused kernels of :attr:`backend`.
+    :param momentum: as in ``torch.optim.SGD``, like the four that follow.
+    :param dampening: of the momentum.
+    :param weight_decay: added to the combined gradient, behind the gate.
+    :param nesterov: Nesterov's momentum.
+    :param maximize: climbs instead of descending.
+    :param foreach: accepted so that a call of ``torch.optim`` need not be changed, and ignored: every step runs on the
+        fused kernels of its backend.
+    :param fused: likewise.
     :param master_weights: float16 and bfloat16 parameters are updated through a float32 twin, ``state["master"]``, and
         have float32 moments. A write to a parameter, by whatever means, is a write to its master.
     :param capturable: keeps ``lr`` and ``aux_weight`` in tensors on the parameters' device, so that the replay of a
@@ -39,7 +44,7 @@ class GradPromSGD(GradPromOptimizer):
         all gate and update alike, with or without DistributedDataParallel around the model. With the environment
         variable ``TORCH_DISTRIBUTED_DEBUG=DETAIL``, every step checks that they did.
     :param settings: ``aux_weight``, ``gate``, ``threshold``, ``granularity``, ``aux_cap``, ``max_grad_norm``,
-        ``nonfinite`` and ``backend``, see :class:`~gradprom_ext.StepSettings`.
+        ``nonfinite`` and ``backend``: see :class:`~gradprom_ext.StepSettings`.
     :raises ValueError: an argument out of range.
     :raises TypeError: a parameter that no backend takes, or an unknown argument.
 
@@ -102,8 +107,16 @@ class GradPromSGD(GradPromOptimizer):
 class GradPromAdam(GradPromOptimizer):
     """``torch.optim.Adam``, fed with GradProm's combined gradient; both moments see the combined gradient.
 
-    :param betas, eps, weight_decay, amsgrad, maximize: as in ``torch.optim.Adam``. Everything else as in
-        :class:`GradPromSGD`.
+    ``betas``, ``eps``, ``weight_decay``, ``amsgrad`` and ``maximize`` are those of ``torch.optim.Adam``; for everything
+    else see :class:`~gradprom_ext.GradPromSGD`.
+
+    >>> import torch, gradprom_ext as gp
+    >>> theta = torch.nn.Parameter(torch.ones(1))
+    >>> opt = gp.GradPromAdam([theta], lr=0.1)
+    >>> opt.backward(theta.sum(), 2 * theta.sum())  # gradients 1 and 2: they agree
+    >>> opt.step()  # Adam's first step is as long as lr, whatever the gradient
+    >>> round(theta.item(), 4), opt.stats.gate.tolist()
+    (0.9, [1.0])
     """
 
     _rule = rules.ADAM
@@ -150,7 +163,16 @@ class GradPromAdam(GradPromOptimizer):
 
 class GradPromAdamW(GradPromAdam):
     """``torch.optim.AdamW`` (decoupled weight decay), fed with GradProm's combined gradient; arguments as in
-    :class:`GradPromAdam`, ``weight_decay`` 0.01 unless given."""
+    :class:`~gradprom_ext.GradPromAdam`, ``weight_decay`` 0.01 unless given.
+
+    >>> import torch, gradprom_ext as gp
+    >>> theta = torch.nn.Parameter(torch.ones(1))
+    >>> opt = gp.GradPromAdamW([theta], lr=0.1)
+    >>> opt.backward(theta.sum(), -theta.sum())  # gradients 1 and -1: the gate closes
+    >>> opt.step()  # 1 - 0.1 * 0.01 - 0.1
+    >>> round(theta.item(), 4), opt.stats.gate.tolist()
+    (0.899, [0.0])
+    """
 
     _rule = rules.ADAMW
 
