@@ -22,7 +22,7 @@ def extension() -> tuple[Any, str | None]:
     except ImportError as error:
         return None, (
             f"the compiled module cannot be imported ({error}); install a C++17 compiler (Debian, Ubuntu: apt-get "
-            "install g++) and run `pip install -e .` again"
+            "install g++) and install gradprom_ext again"
         )
     return _C, None
 

@@ -36,6 +36,12 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch._disable_dynamo(function)
 
 
+def is_compiled_for_one_backward(error: RuntimeError) -> bool:
+    """Whether a backward pass failed because torch.compile lets it overwrite what the forward pass saved. It does so
+    where the first backward of a model was without ``retain_graph`` (``torch._functorch.config.donated_buffer``)."""
+    return "donated" in str(error)
+
+
 def is_efficient_zero(tensor: Tensor) -> bool:
     """Whether a tensor of zeros has no memory: ``torch._efficientzerotensor``, which forward-mode AD makes."""
     return tensor._is_zerotensor()

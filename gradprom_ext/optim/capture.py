@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .._extension import grads_of, same_objects
-from .._torch import version_of
+from .._torch import is_compiled_for_one_backward, version_of
 from ..plan import Gradients
 
 if TYPE_CHECKING:
@@ -130,6 +130,22 @@ def check_owners(optimizer: GradPromOptimizer, params: list[Tensor]) -> None:
                 )
 
 
+def _backward(loss: Tensor, retain_graph: bool) -> None:
+    """
+    :raises RuntimeError: a compiled model in the graph can be gone through backwards once only.
+    """
+    try:
+        loss.backward(retain_graph=retain_graph)
+    except RuntimeError as error:
+        if not is_compiled_for_one_backward(error):
+            raise
+        raise RuntimeError(
+            "torch.compile has compiled a model for one backward per forward, since its first backward was for one "
+            "loss; several losses need one each. Call torch.compiler.reset() before the first backward() with an "
+            "auxiliary loss, so that the model is compiled anew"
+        ) from error
+
+
 def back_propagate(
     optimizer: GradPromOptimizer,
     params: list[Tensor],
@@ -142,13 +158,13 @@ def back_propagate(
     Every other leaf of the graphs gets its ordinary ``.grad`` from whichever losses reach it.
 
     :raises RuntimeError: a parameter of another optimizer of this kind is reached by the main loss and an auxiliary
-        one. Its ``.grad`` then holds the main loss's part alone.
+        one. Its ``.grad`` then holds the main loss's part alone. Or a model was compiled for one backward.
     """
     own = set(map(id, params))
     foreign = [(p, other) for other in _others(optimizer) for p in other._params() if id(p) not in own]
     before = [(p.grad, -1 if p.grad is None else version_of(p.grad)) for p, _ in foreign]
     main_loss, *aux_losses = losses
-    main_loss.backward(retain_graph=retain_graph or bool(aux_losses))
+    _backward(main_loss, retain_graph or bool(aux_losses))
     if not aux_losses:
         return
     reached = [
@@ -164,7 +180,7 @@ def back_propagate(
                 p.grad = g
             for p, _, _ in reached:
                 p.grad = None
-            loss.backward(retain_graph=retain_graph or k + 1 < len(aux_losses))
+            _backward(loss, retain_graph or k + 1 < len(aux_losses))
             aux_grads[k] = [p.grad for p in params]
             mixed = next((other for p, _, other in reached if p.grad is not None), mixed)
     finally:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import gradprom_ext as gp
+from gradprom_ext import _torch
 
 from . import targets
 from .problems import HalfGate, bits, problem
@@ -101,3 +102,33 @@ def test_a_training_step_with_an_optimizer(backend, kwargs):
             function(ip, vr, opt, torch.randn(4, 6), torch.randn(4, 6))
         outcomes.append([*ip.parameters(), opt.stats.packed])
     torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo's own
+def test_a_model_compiled_for_one_backward_is_told_how_to_have_two(backend):
+    """One that was trained with one loss before; what torch.compile then does is a private matter of PyTorch's."""
+    ip = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU(), torch.nn.Linear(4, 4), torch.nn.Sigmoid())
+    compiled = torch.compile(ip, backend="aot_eager")
+    opt = gp.GradPromSGD(ip.parameters(), lr=0.1, backend=backend)
+    x = torch.randn(3, 4)
+
+    def losses():
+        y = compiled(x)
+        return (y - x).square().mean(), y.logsumexp(1).mean()
+
+    opt.backward(losses()[0])
+    opt.step()
+    opt.zero_grad()
+    with pytest.raises(RuntimeError, match=r"Call torch\.compiler\.reset\(\) before the first backward") as raised:
+        opt.backward(*losses())
+    assert _torch.is_compiled_for_one_backward(raised.value.__cause__)
+    torch.compiler.reset()
+    opt.zero_grad()
+    opt.backward(*losses())
+    found = [p.grad.clone() for p in ip.parameters()], opt.aux_grads[0]
+    compiled = ip
+    for gradients, loss in zip(found, losses(), strict=True):
+        for g, expected in zip(
+            gradients, torch.autograd.grad(loss, list(ip.parameters()), retain_graph=True), strict=True
+        ):
+            torch.testing.assert_close(g, expected)
