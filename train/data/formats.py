@@ -38,7 +38,7 @@ class MedicalImage:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return _files(self.path)
+        return files_of(self.path)
 
     def read(self, channels: int) -> np.ndarray:
         """
@@ -65,7 +65,7 @@ class MedicalMask:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return _files(self.path)
+        return files_of(self.path)
 
     def read(self, channels: int = 1) -> np.ndarray:
         """
@@ -86,7 +86,7 @@ def _library(path: Path) -> str:
     raise DataError(f"{path} is neither NIfTI (.nii, .nii.gz) nor MetaImage (.mhd, .mha) by its ending")
 
 
-def _files(path: Path) -> tuple[Path, ...]:
+def files_of(path: Path) -> tuple[Path, ...]:
     """A header (.mhd) has its pixels in another file, which it names."""
     if not path.name.lower().endswith(".mhd"):
         return (path,)

@@ -15,7 +15,7 @@ The libraries are optional (``pip install -e ".[data]"``), and imported when a f
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -167,23 +167,55 @@ def _nifti(nibabel: Any, path: Path, axis: int | None) -> np.ndarray:
         raise DataError(
             f"{path} holds an array of {list(stored.shape)} (x first), no single volume; save one of its volumes"
         )
-    through = _through_plane(nibabel, image, stored.shape) if axis is None else axis
-    # x runs along a row, as in every other image.
-    return np.ascontiguousarray(np.moveaxis(stored, through, 0).swapaxes(1, 2))
+    through = nifti_through_plane(nibabel, image.header, stored.shape) if axis is None else axis
+    return np.ascontiguousarray(slices_of(stored, through))
 
 
-def _through_plane(nibabel: Any, image: Any, shape: Sequence[int]) -> int:
-    """The axis across which the slices lie."""
+def slices_of(stored: np.ndarray, through: int) -> np.ndarray:
+    """The slices of a volume, as a view.
+
+    :param stored: ``[x, y, z, ...]``.
+    :param through: the axis (0, 1 or 2) across which they lie.
+    :returns: ``[slices, H, W, ...]``: x runs along a row, as in every other image.
+    """
+    return np.moveaxis(stored, through, 0).swapaxes(1, 2)
+
+
+def nifti_through_plane(nibabel: Any, header: Any, shape: Sequence[int]) -> int:
+    """The axis across which the slices of a NIfTI volume lie.
+
+    :param header: of the file.
+    :param shape: of its first three axes.
+    """
+    affine = header.get_best_affine()
+
+    def along_body() -> int:
+        codes = nibabel.aff2axcodes(affine)
+        # 2: a header without directions
+        return next((axis for axis, code in enumerate(codes) if code in ("S", "I")), 2)
+
+    return through_plane(shape, np.linalg.norm(affine[:3, :3], axis=0), header.get_dim_info()[2], along_body)
+
+
+def through_plane(
+    shape: Sequence[int], zooms: np.ndarray, told: int | None, along_body: Callable[[], int] = lambda: 2
+) -> int:
+    """The axis across which the slices of a volume lie.
+
+    :param shape: of its three axes.
+    :param zooms: how far apart two voxels are along each.
+    :param told: what its header says, if anything.
+    :param along_body: gives the axis from head to feet, for a volume of cubes.
+
+    >>> through_plane((9, 1, 9), np.ones(3), None), through_plane((9, 9, 9), np.array([1, 1, 3.0]), None)
+    (1, 2)
+    """
     if 1 in shape:
         return max(axis for axis, length in enumerate(shape) if length == 1)
-    if (told := image.header.get_dim_info()[2]) is not None:
+    if told is not None:
         return int(told)
-    zooms = np.linalg.norm(image.affine[:3, :3], axis=0)
     widest = int(zooms.argmax())
-    if zooms[widest] > 1.01 * np.sort(zooms)[1]:
-        return widest
-    codes = nibabel.aff2axcodes(image.affine)
-    return next((axis for axis, code in enumerate(codes) if code in ("S", "I")), 2)  # 2: a header without directions
+    return widest if zooms[widest] > 1.01 * np.sort(zooms)[1] else along_body()
 
 
 def _fastmri(h5py: Any, path: Path) -> np.ndarray:
