@@ -316,7 +316,12 @@ def _report(
     done = {each.job.name: each.facts for each in outcomes if each.facts}
     if record is not None:
         done = {name: line["done"] for name, line in record.done.items()}
-    failed = {each.job.name: "" if given.anonymize else each.error for each in outcomes if each.error}
+    # The page may be handed on: it has the names under OUTPUT, and no folder of this machine.
+    failed = {
+        each.job.name: "" if given.anonymize else each.error.replace(str(each.job.source), each.job.name)
+        for each in outcomes
+        if each.error
+    }
     facts = {
         "run": trained.name,
         "trained on": trained.trained,
@@ -326,7 +331,7 @@ def _report(
     }
     if given.anonymize:
         facts["names"] = "files are numbered; their former names, and why files were not enhanced, are left out"
-    told = [line for line in summary if not (given.anonymize and line.startswith("Not enhanced"))]
+    told = [line for line in summary if not line.startswith("Not enhanced")]
     page.write(todo.report, trained, todo.jobs, done, failed, facts, told)
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -393,6 +397,7 @@ def test_a_foreign_file_is_never_written_over(runs, scans, tmp_path, capsys):
     single.write_text("mine")
     assert "one.png is a file that is there already" in refused(capsys, runs(), scans / "a.png", single)
     assert single.read_text() == "mine"
+    assert "one.png is a file; give a folder" in refused(capsys, runs(), scans, single)
     (out / "report.html").write_text("mine")
     assert "report.html is there already" in refused(capsys, runs(), scans / "a.png", out, "--report")
 
@@ -634,6 +639,46 @@ def test_processes_have_the_same_digits(runs, scans, tmp_path, capsys):
     assert all(one[name] == two[name] for name in one if name != "enhanced.jsonl")
 
 
+def test_a_process_that_is_ended_from_outside(runs, scans, tmp_path, capsys, monkeypatch):
+    """For lack of memory, say: what it was at work on is named, and the rest is done by new ones."""
+    from train.enhancement import work
+
+    class Pool:
+        """The first one breaks at its second file, one that is made after it does not."""
+
+        made = 0
+
+        def __init__(self, *arguments: Any) -> None:
+            Pool.made += 1
+            self.breaks, self.submitted = Pool.made == 1, 0
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *exception: Any) -> None:
+            pass
+
+        def submit(self, do: Any, job: Any) -> Any:
+            self.submitted += 1
+            future: Any = Future()
+            if self.breaks and self.submitted == 2:
+                future.set_exception(BrokenProcessPool("ended abruptly"))
+            elif self.breaks and self.submitted > 2:
+                raise BrokenProcessPool("ended before")
+            else:
+                future.set_result(work.Outcome(job, facts=dict(FACTS)))
+            return future
+
+    monkeypatch.setattr(work, "ProcessPoolExecutor", Pool)
+    assert enhance(runs(), scans, tmp_path / "out", "--jobs", 2) == 1
+    out = capsys.readouterr().out
+    assert "3 enhanced, 1 not enhanced" in out and Pool.made == 2
+    assert out.count("Not enhanced: ") == 1 and "perhaps for lack of memory; give fewer --jobs" in out
+
+
+FACTS = {"size": [1, 1], "frames": 1, "noise before": None, "noise after": None, "warnings": [], "seconds": 0.0}
+
+
 def test_two_commands_at_once(runs, scans, tmp_path, capsys):
     from train.files import locked
 
@@ -766,6 +811,17 @@ def test_the_page_in_a_browser(runs, scans, tmp_path, browser):  # noqa: F811
     assert "Not for diagnosis" in text and "Meier^Eva/d.jpg" in text
     choices = browser.execute_script("return [...document.querySelector('select').options].map(each => each.text)")
     assert choices == ["enhanced", "difference x 4"]
+
+
+def test_the_commands_of_the_readme(runs, scans, tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    commands = re.findall(r"^    python -m train\.enhance (.*)$", text, flags=re.MULTILINE)
+    assert len(commands) == 3
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs(), Path("runs") / NAME)
+    for command in commands:
+        assert main(["--device", "cpu", *shlex.split(command)]) == 0, capsys.readouterr().err
+    assert Path("enhanced/report.html").is_file() and not Path("numbered").exists()
 
 
 def test_help_is_quick():

@@ -91,6 +91,8 @@ def made(
     found.sort(key=lambda each: each[1])
     single = len(inputs) == 1 and expanded(inputs[0], "INPUT").is_file() and _names_a_file(target, found[0][0])
     folder = target.parent if single else target
+    if not single and os.path.lexists(target) and not target.is_dir():
+        raise RunError(f"OUTPUT {target} is a file; give a folder")
     _refuse_nested(inputs, [path for path, _ in found], target, single)
     if single:
         jobs = [Job(found[0][0], target.name, target)]

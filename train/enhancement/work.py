@@ -148,7 +148,6 @@ def carry_out(
     :param at_once: how many at once, each in a process of its own where there are several.
     :param stop: is looked at between tiles; what was begun is then given up.
     """
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // at_once))
     outcomes = (
         _in_turn(enhancer, order, jobs, record, stop)
         if at_once == 1
@@ -223,9 +222,9 @@ def _pooled(
     """
     while waiting or (queue and not stop.requested):
         while queue and len(waiting) < at_once and not stop.requested:
-            job = queue.pop()
-            _begun(job, record)
-            waiting[pool.submit(_do, job)] = job
+            _begun(queue[-1], record)
+            future = pool.submit(_do, queue[-1])
+            waiting[future] = queue.pop()
         if stop.requested:
             tell()
         done, _ = wait(waiting, timeout=PAUSE, return_when=FIRST_COMPLETED)
