@@ -312,6 +312,7 @@ def _load(given: Data, name: str, root: Path | None, formerly: Path | None, *, p
             source=given.source,
             size=given.size,  # type: ignore[arg-type]
             channels=given.channels,
+            window=given.window,
             progress=progress,
         )
     except ValueError as error:

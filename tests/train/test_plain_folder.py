@@ -210,8 +210,8 @@ class TestImagesAndMasks:
         refused(root, "images holds a folder, benign", "labels.csv")
 
     def test_something_else_among_the_images(self, root: Path) -> None:
-        (root / "images" / "x.dcm").write_bytes(b"DICM")
-        refused(root, "x.dcm is no image by its ending", ".png")
+        (root / "images" / "x.docx").write_bytes(b"PK")
+        refused(root, "x.docx is no image by its ending", ".png")
 
     def test_no_images(self, root: Path) -> None:
         shutil.rmtree(root / "images")

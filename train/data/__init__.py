@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import train.data.sets  # noqa: F401  (the data sets register themselves)
 from train.data.base import DATASETS, DataError, DataSet, DataUnavailableError, ImageData, Subset
 from train.data.cache import ArrayCache, default_cache_dir
+from train.data.window import Window, windowed
 from train.errors import reason
 from train.files import expanded
 
@@ -29,6 +30,7 @@ def load(
     size: int | None = 128,
     channels: int = 1,
     split_seed: int = 0,
+    window: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> ImageData:
@@ -49,12 +51,14 @@ def load(
     :param channels: 1 (gray) or 3 (RGB).
     :param split_seed: decides the split of data that have no official one. It is not the seed of a run: the runs of a
         comparison are tested on the same images.
+    :param window: which values become 0 and 1 (``"-600/1500"``, ``"P1-P99"``: :class:`train.data.window.Window`);
+        by default the data decide (:func:`train.data.readers.value_range`). Real data only.
     :param cache_dir: where decoded images are kept; ``$GRADPROM_CACHE`` or ``~/.cache/gradprom_ext`` by default.
     :param progress: show progress bars on stderr.
     :raises DataError: no data, or data that are incomplete, damaged, unreadable or contradictory.
     :raises RunError: an environment variable is not understood.
     :raises UnknownNameError: there is no data set called ``name``.
-    :raises ValueError: ``source``, ``size`` or ``channels`` is out of range.
+    :raises ValueError: ``source``, ``size``, ``channels`` or ``window`` is out of range.
     """
     if source not in get_args(Source):
         raise ValueError(f"source must be one of {', '.join(get_args(Source))}, not {source!r}")
@@ -62,21 +66,25 @@ def load(
         raise ValueError(f"channels must be 1 or 3, not {channels!r}")
     if size is not None and not 16 <= size <= 4096:
         raise ValueError(f"size must be between 16 and 4096 pixels, not {size!r}")
+    chosen = None if window is None else Window.parse(window)
     dataset = DATASETS.build(name)
     cache = ArrayCache(expanded(cache_dir, "cache_dir") if cache_dir is not None else default_cache_dir())
 
     if source != "phantom":
         try:
             path = _find_or_fetch(dataset, root, formerly, progress)
-            return dataset.read(
+            data = dataset.read(
                 path, size=size, channels=channels, cache=cache, progress=progress, split_seed=split_seed
             )
+            return data if chosen is None else windowed(data, chosen)
         except OSError as error:
             raise DataError(f"{error.filename or dataset.title} cannot be read: {reason(error)}") from error
         except DataUnavailableError as error:
             if source == "real" or not dataset.has_phantoms:
                 raise
             logger.warning("%s Going on with generated PHANTOM images.", error)
+    if chosen is not None:
+        raise DataError(f"--window {window} is for real images, and phantoms have no unit; leave it out")
     return dataset.phantom(size=size or PHANTOM_SIZE, channels=channels, cache=cache, progress=progress)
 
 

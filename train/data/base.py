@@ -198,7 +198,7 @@ class Subset:
         import torch
 
         low, high = self.value_range
-        if pixels.dtype == np.uint8 and low == 0:
+        if pixels.dtype == np.uint8 and (low, high) == (0, 255):
             return torch.from_numpy(pixels).float().div_(high)
         unit = (torch.from_numpy(pixels.astype(np.float64)) - low) / (high - low)
         # A filter that resizes overshoots; a detector could not.

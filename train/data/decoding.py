@@ -153,7 +153,8 @@ def _fields(reader: Any) -> list[Any]:
 def _made_by(listing: Listing) -> dict[str, list[str | None]]:
     """What else decides the pixels: the code of the readers, and the libraries that they decode with."""
     parts = [part for example in _examples(listing) for reader in _readers(example) for part in _chain(reader)]
-    code = {Path(__file__), Path(readers.__file__), *(Path(inspect.getfile(kind)) for kind in set(map(type, parts)))}
+    code = {path for part in parts for path in getattr(part, "code", ())}
+    code |= {Path(__file__), Path(readers.__file__), *(Path(inspect.getfile(kind)) for kind in set(map(type, parts)))}
     libraries = sorted({*_LIBRARIES, *(library for part in parts for library in getattr(part, "libraries", ()))})
     return {
         "code": [file_sha256(path) for path in sorted(code)],

@@ -34,7 +34,8 @@ class Reader(Protocol):
     """How an image or a mask is read. One object may also stand for a part of a file, or for several files.
 
     Two that read the same are equal (frozen dataclasses are). ``libraries`` names what it decodes with besides NumPy,
-    Pillow and tifffile, if anything, as it is called on PyPI.
+    Pillow and tifffile, if anything, as it is called on PyPI, and ``code`` files of source besides its own that decide
+    what it gives.
     """
 
     def __hash__(self) -> int: ...

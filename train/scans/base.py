@@ -42,6 +42,7 @@ class Scan(ABC):
     :ivar value_range: the values that are black and white where nothing else is said: the limits of integers of as many
         bits as are used, the window of a DICOM file that has one, the extremes of floating-point values.
     :ivar patient: whose it is, as far as the file says.
+    :ivar dtype: of ``uint8``, ``uint16`` and ``float32`` the one that holds all values as exactly as the file.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Scan(ABC):
     channels: int
     value_range: tuple[float, float]
     patient: str | None = None
+    dtype: np.dtype = np.dtype(np.float32)
 
     @abstractmethod
     def size(self, frame: int) -> tuple[int, int]:

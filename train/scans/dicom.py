@@ -30,7 +30,7 @@ from train.data.base import DataError
 from train.data.formats import imported
 from train.files import atomic_file
 from train.scans.base import Derivation, Scan
-from train.scans.pixels import DEFLATED, checked, most_pixels, read_guarded, refuse_large, refuse_short, stored
+from train.scans.pixels import DEFLATED, checked, most_pixels, narrow, read_guarded, refuse_large, refuse_short, stored
 
 # Headers of real devices break the rules in small things, about which pydicom warns each time, twice.
 warnings.filterwarnings("ignore", module="pydicom")
@@ -100,6 +100,8 @@ class Dicom(Scan):
         self._rescale = [_rescale(header, frame) for frame in range(self.frames if _per_frame(header) else 1)]
         if any(not np.isfinite(each).all() or each[0] == 0 for each in self._rescale):
             raise DataError(f"{path} has the rescale slope {self._rescale[0][0]:g}; no value can be made of its pixels")
+        if set(self._rescale) == {(1.0, 0.0)}:
+            self.dtype = narrow(self._dtype)
         self._window = _window(header, self.frames)
         self._padding = _padding(header) if self.channels == 1 else None
         self.patient = _patient(header)
@@ -379,11 +381,12 @@ def _coded_size(code: bytes) -> tuple[int, int] | None:
 
 
 def _patient(header: Any) -> str | None:
-    """Whose image it is, unless all that is said is a word for nobody."""
+    """Whose image it is; where all that is said is a word for nobody, what is of one study is of one patient."""
     for name in ("PatientID", "PatientName"):
         if (said := str(header.get(name) or "").strip("^ ")) and said.lower() not in _NOBODY:
             return said
-    return None
+    study = str(header.get("StudyInstanceUID") or "")
+    return f"study {study}" if study else None
 
 
 def _per_frame(header: Any) -> bool:

@@ -88,6 +88,16 @@ def finite(path: Path, values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32)
 
 
+def narrow(dtype: np.dtype) -> np.dtype:
+    """Of ``uint8``, ``uint16`` and ``float32`` the one for values of a type.
+
+    >>> narrow(np.dtype(">u2")), narrow(np.dtype(np.int16))
+    (dtype('uint16'), dtype('float32'))
+    """
+    # Signed 16 bits are Hounsfield units and the like, of which one image may happen to have no negative one.
+    return np.dtype(f"u{dtype.itemsize}") if dtype.kind == "u" and dtype.itemsize <= 2 else np.dtype(np.float32)
+
+
 def stored(values: np.ndarray, dtype: np.dtype, limits: tuple[float, float] | None = None) -> np.ndarray:
     """Values as a file stores them: rounded to whole numbers and clipped, where its type is one of integers.
 

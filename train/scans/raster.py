@@ -35,7 +35,7 @@ from train.data.formats import imported
 from train.data.readers import value_range
 from train.files import atomic_file
 from train.scans.base import Derivation, Scan
-from train.scans.pixels import DEFLATED, checked, finite, read_guarded, refuse_large, refuse_short, stored
+from train.scans.pixels import DEFLATED, checked, finite, narrow, read_guarded, refuse_large, refuse_short, stored
 
 QUALITY = 98
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -97,6 +97,7 @@ class Raster(Scan):
             else:
                 gray = image.mode in ("1", "L", "LA")
             self.channels = 1 if gray else 3
+            self.dtype = np.dtype(np.uint16 if self._deep else np.uint8)
 
     def _refuse_short(self, file: IO[bytes], image: Image.Image) -> None:
         bits = {"1": 1, "L": 1, "P": 1}.get(image.mode, 8 * len(image.getbands()))  # at least
@@ -233,6 +234,7 @@ class Tiff(Scan):
         self.path = path
         self._pages: list[_Page] = read_guarded(path, self._look)
         self.frames, self.channels = len(self._pages), self._pages[0].channels
+        self.dtype = narrow(self._pages[0].dtype)
 
     def _look(self) -> list[_Page]:
         import tifffile

@@ -30,7 +30,7 @@ from train.data.readers import value_range
 from train.data.volumes import nifti_through_plane, slices_of, through_plane
 from train.files import atomic_file
 from train.scans.base import Derivation, Scan
-from train.scans.pixels import DEFLATED, checked, finite, read_guarded, refuse_large, refuse_short, stored
+from train.scans.pixels import DEFLATED, checked, finite, narrow, read_guarded, refuse_large, refuse_short, stored
 
 _COMMENT = 6  # the code of an extension of text (nifti1_io.h)
 _LONGEST_HEADER = 2**28  # bytes, with its extensions
@@ -50,12 +50,13 @@ def opened(path: Path) -> Scan:
 class Volume(Scan):
     """What both formats share: a stored array ``[x, y, z, times, channels]``.
 
+    :ivar through: the axis (0, 1 or 2) across which the slices lie; another one may be chosen before they are read.
     :raises DataError: as :func:`train.scans.open_scan`.
     """
 
     _shape: tuple[int, int, int, int]
     _dtype: np.dtype
-    _through: int
+    through: int
     _slope: float = 1.0
     _intercept: float = 0.0
 
@@ -65,11 +66,11 @@ class Volume(Scan):
 
     @property
     def frames(self) -> int:  # type: ignore[override]
-        return self._shape[self._through] * self._shape[3]
+        return self._shape[self.through] * self._shape[3]
 
     @property
     def _in_plane(self) -> tuple[int, int]:
-        across, down = (axis for axis in range(3) if axis != self._through)
+        across, down = (axis for axis in range(3) if axis != self.through)
         return across, down
 
     def size(self, frame: int) -> tuple[int, int]:
@@ -95,8 +96,8 @@ class Volume(Scan):
         """A view of one slice, ``[H, W, channels]``."""
         if not 0 <= frame < self.frames:
             raise IndexError(f"{self.path} has {self.frames} frames, and no number {frame}")
-        time, place = divmod(frame, self._shape[self._through])
-        view: np.ndarray = slices_of(volume[:, :, :, time], self._through)[place]
+        time, place = divmod(frame, self._shape[self.through])
+        view: np.ndarray = slices_of(volume[:, :, :, time], self.through)[place]
         return view
 
     def _filled(self, frames: Iterable[np.ndarray], scale: int) -> np.ndarray:
@@ -144,9 +145,11 @@ class Nifti(Volume):
         self._shape = (shape[0], shape[1], shape[2], shape[3])
         start, length = int(header["vox_offset"]), path.stat().st_size
         self._refuse_wrong(length if self._packed else length - start, packed=DEFLATED if self._packed else 1)
-        self._through = nifti_through_plane(self._nibabel, header, shape[:3])
+        self.through = nifti_through_plane(self._nibabel, header, shape[:3])
         slope, intercept = header.get_slope_inter()
         self._slope, self._intercept = 1.0 if slope is None else float(slope), float(intercept or 0)
+        if (self._slope, self._intercept) == (1, 0):
+            self.dtype = narrow(dtype if not colors else self._dtype)
         low, high = float(header["cal_min"]), float(header["cal_max"])
         if np.isfinite([low, high]).all() and low < high:  # what viewers show as black and white
             self.value_range = (low, high)
@@ -275,10 +278,11 @@ class MetaImage(Volume):
         if (found := next((each for word, each in _TYPES.items() if word in kind), None)) is None:
             raise DataError(f"{path} holds values of type {kind}, no gray levels; convert it first")
         self._dtype = np.dtype(found)
+        self.dtype = narrow(self._dtype)
         files = files_of(path)
         self._refuse_wrong(files[-1].stat().st_size, packed=DEFLATED if self._packed else 1)
         spacing = np.array([*reader.GetSpacing(), 1.0][:3])
-        self._through = through_plane(size[:3], spacing, None)
+        self.through = through_plane(size[:3], spacing, None)
 
     def _reader(self) -> Any:
         reader = self._library.ImageFileReader()

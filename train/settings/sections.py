@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models import CRITIC, IP, SEG, VR, Networks, Registry, UnknownNameError
+from train.data.window import Window
 from train.errors import RunError
 from train.losses import IMAGE_LOSSES
 from train.strategies import STRATEGIES, Strategy, strategy_class
@@ -119,10 +120,23 @@ class Data(Section):
     )
     size: int | None = setting(128, "Side of the square images, in pixels; None: images as they are.", least=1)
     channels: Literal[1, 3] = setting(1, "1: gray images. 3: color.")
+    window: str | None = setting(
+        None,
+        "Which values become 0 and 1: CENTER/WIDTH in the unit of the images (-600/1500: lungs in CT), or percentiles "
+        "of the training images (P1-P99). By default the limits of 8 or 16 bits, or the extremes of all images.",
+    )
     test_dataset: str | None = setting(
         None, "Another data set, whose test images are enhanced in the place of this one's; its labels do not matter."
     )
     test_root: Path | None = setting(None, "Where that one is, as --data-root.", computes=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window is not None:
+            try:
+                Window.parse(self.window)
+            except ValueError as error:
+                raise RunError(f"--window: {error}") from error
 
 
 @dataclass(frozen=True)

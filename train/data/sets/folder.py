@@ -1,6 +1,7 @@
 """Any images in a plain layout of folders::
 
-    DIR/images/*      PNG, JPEG, TIFF, BMP, NPY, ...; of any size; 8 bits, 16 bits or floating point
+    DIR/images/*      PNG, JPEG, TIFF, BMP, NPY, ...; of any size; 8 bits, 16 bits or floating point;
+                      DICOM, NIfTI, MetaImage
     DIR/masks/*       optional: for each image a mask of the same stem and size, holding class indices 0, 1, 2, ...
     DIR/labels.csv    optional: a row per image; columns image and any of label, patient, split
     DIR/hq/*          optional: other images, of high quality; those in images/ are then of low quality (--task none)
@@ -8,6 +9,11 @@
 In ``labels.csv`` an image is named as in ``images/``, with or without that folder and its ending. Columns may come in
 any order, and others are ignored. ``label`` is the class in words, or a number. ``split`` is train, val or test;
 without that column the images are split by a seed: by patient where patients are known, each label shared out alike.
+
+The slices of a volume, the frames of a DICOM file and the pages of a TIFF are images each, called ``NAME-000``,
+``NAME-001``, ... They share a row of ``labels.csv``, their mask is a volume (or a TIFF) of as many slices, and they
+stay together in one split: with all others of the patient whom the table or else the DICOM header tells, or by
+themselves.
 
 Photographs are turned upright as their EXIF data say, and their masks have to fit that view. Where an image was turned
 by half a circle, or is as wide as it is high, a mask of the view before cannot be told from one of the view after.
@@ -25,8 +31,10 @@ from pathlib import Path
 from typing import Any
 
 from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, ImageData, Listing
+from train.data.formats import files_of
+from train.data.frames import ScanFrame, ScanMask, opened
 from train.data.layout import table
-from train.data.readers import ImageFile, MaskFile
+from train.data.readers import ImageFile, MaskFile, Reader
 from train.data.splits import refuse_shared_patients, seeded
 
 # By these names people know that a file is an image; what is in it is found out when it is read.
@@ -52,24 +60,28 @@ class Folder(DataSet):
         rows = _rows(path / "labels.csv", images)
         labels = {row.label for row in rows.values() if row.label is not None}
         class_names = tuple(sorted(labels, key=_in_order(labels)))
-        examples = {
-            id: Example(
-                id=id,
-                image=ImageFile(file),
-                mask=None if id not in masks else MaskFile(masks[id]),
-                label=None if id not in rows or rows[id].label is None else class_names.index(rows[id].label or ""),
-                patient=rows[id].patient if id in rows else None,
-            )
-            for id, file in images.items()
-        }
+        examples: dict[str, list[Example]] = {}
+        for name, file in images.items():
+            row = rows.get(name)
+            label = None if row is None or row.label is None else class_names.index(row.label)
+            told = None if row is None else row.patient
+            examples[name] = [
+                Example(each.id, each.image, each.mask, label, told or each.patient)
+                for each in _frames(name, file, masks.get(name))
+            ]
+        _refuse_shared_ids(path, examples)
+        every = [example for found in examples.values() for example in found]
         if any(row.split for row in rows.values()):
-            splits = {split: [examples[id] for id in images if rows[id].split == split] for split in SPLITS}
+            splits = {
+                split: [each for name in images if rows[name].split == split for each in examples[name]]
+                for split in SPLITS
+            }
             for split in ("train", "test"):
                 if not splits[split]:
                     raise DataError(f"{path / 'labels.csv'} puts no image into {split}; a run needs some there")
             refuse_shared_patients(splits, what=str(path / "labels.csv"))
         else:
-            splits = seeded(list(examples.values()), seed=split_seed, what=str(path))
+            splits = seeded(every, seed=split_seed, what=str(path))
         return Listing(splits, class_names, title=f"{self.name}-{path.absolute().resolve().name}")
 
     def completed(self, data: ImageData, path: Path, decode: Callable[[Listing], ImageData]) -> ImageData:
@@ -77,15 +89,20 @@ class Folder(DataSet):
             return data
         files = _files(path / HIGH, what="image")
         low = {name for split in SPLITS for name in getattr(data, split).names}
-        stems = {Path(name).stem: name for name in low}
-        if shared := [name for name in files if Path(name).stem in stems]:
+        guides = [
+            replace(each, id=f"{HIGH}/{each.id}", patient=None)
+            for name, file in files.items()
+            for each in _frames(name, file, None)
+        ]
+        stems = {_stem(name): name for name in low}
+        high_names = [each.id.removeprefix(f"{HIGH}/") for each in guides]
+        if shared := [name for name in high_names if _stem(name) in stems]:
             more = f", and {len(shared) - 1} more such pairs" if len(shared) > 1 else ""
             raise DataError(
-                f"{path} has {stems[Path(shared[0]).stem]} in images/ and {shared[0]} in {HIGH}/"
+                f"{path} has {stems[_stem(shared[0])]} in images/ and {shared[0]} in {HIGH}/"
                 f"{more}; images of low and of high "
                 "quality must be of different scenes: rename what is, and remove what is not"
             )
-        guides = [Example(id=f"{HIGH}/{name}", image=ImageFile(file)) for name, file in files.items()]
         listing = Listing({"train": guides, "val": (), "test": ()}, title=data.title)
         high = decode(listing).train
         if high.images.dtype != data.train.images.dtype:
@@ -114,6 +131,75 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def _stem(name: str) -> str:
+    """A name without its ending, if that is one of an image.
+
+    >>> _stem("a.b.png"), _stem("a.nii.gz"), _stem("1.2.840.3")
+    ('a.b', 'a', '1.2.840.3')
+    """
+    from train.scans import ENDINGS as SCANS
+
+    known = sorted({*ENDINGS, *SCANS}, key=len, reverse=True)
+    ending = next((each for each in known if name.lower().endswith(each)), "")
+    return name.removesuffix(name[len(name) - len(ending) :])
+
+
+def _frames(name: str, path: Path, mask: Path | None) -> list[Example]:
+    """The images in a file, with their masks and, as far as the file says, their patient.
+
+    :raises DataError: it cannot be opened, or its mask has not as many frames.
+    """
+    if not _has_frames(path):
+        return [Example(id=name, image=ImageFile(path), mask=None if mask is None else _mask(mask, 0, None))]
+    scan = opened(path)
+    axis = getattr(scan, "through", None)
+    if mask is not None and (scan.frames > 1 or _has_frames(mask)):
+        found = opened(mask, axis) if _has_frames(mask) else None
+        if (number := found.frames if found is not None else 1) != scan.frames:
+            raise DataError(f"the mask {mask} has {number} frames or slices, and its image {path} {scan.frames}")
+    if scan.frames == 1:
+        found_mask = None if mask is None else _mask(mask, 0, axis)
+        return [Example(id=name, image=ScanFrame(path, 0), mask=found_mask, patient=scan.patient)]
+    digits = max(3, len(str(scan.frames - 1)))
+    return [
+        Example(
+            id=f"{_stem(name)}-{index:0{digits}d}",
+            image=ScanFrame(path, index),
+            mask=None if mask is None else _mask(mask, index, axis),
+            # Slices of which nobody is told to be the patient are one patient's.
+            patient=scan.patient or name,
+        )
+        for index in range(scan.frames)
+    ]
+
+
+def _mask(path: Path, index: int, axis: int | None) -> Reader:
+    return ScanMask(path, index, axis) if _has_frames(path) else MaskFile(path)
+
+
+def _has_frames(path: Path) -> bool:
+    """Whether a file is read as a scan: a medical format, or a TIFF of several pages."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return path.suffix.lower() not in ENDINGS
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            return sum(not getattr(page, "is_reduced", False) for page in file.pages) > 1
+    except Exception:  # a damaged file; its reader has the words for it
+        return False
+
+
+def _refuse_shared_ids(path: Path, examples: dict[str, list[Example]]) -> None:
+    first: dict[str, str] = {}
+    for name, found in examples.items():
+        for example in found:
+            if (other := first.setdefault(example.id, name)) != name:
+                raise DataError(
+                    f"{path / 'images'} has {other} and {name}, both with an image {example.id}; rename one"
+                )
+
+
 def _files(folder: Path, *, what: str) -> dict[str, Path]:
     """The files of a folder by their names (composed), sorted by these.
 
@@ -121,8 +207,13 @@ def _files(folder: Path, *, what: str) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; it has to hold the {what}s")
+    from train.scans import ENDINGS as SCANS
+    from train.scans import is_scan
+
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    everything = sorted(folder.iterdir())
+    pixels = {file for path in everything if path.suffix.lower() == ".mhd" for file in files_of(path)[1:]}
+    for path in everything:
         if path.name.startswith(".") or path.name.lower() in _LITTER:
             continue
         if path.is_dir():
@@ -130,10 +221,12 @@ def _files(folder: Path, *, what: str) -> dict[str, Path]:
                 f"{folder} holds a folder, {path.name}; put all {what}s into {folder.name}/ itself, and what the "
                 "folders tell about them into labels.csv (columns image, label, patient, split)"
             )
-        if path.suffix.lower() not in ENDINGS:
+        if path in pixels:
+            continue
+        if path.suffix.lower() not in ENDINGS and not is_scan(path):
             raise DataError(
                 f"{path} is no {what} by its ending ({path.suffix or 'none'}); convert it to one of "
-                f"{', '.join(sorted(ENDINGS))}, or move it away"
+                f"{', '.join(sorted({*ENDINGS, *SCANS}))}, or move it away"
             )
         name = _composed(path.name)
         if name in found:
@@ -154,22 +247,24 @@ def _masks(folder: Path, images: dict[str, Path]) -> dict[str, Path]:
     """
     by_stem: dict[str, Path] = {}
     for name, path in _files(folder, what="mask").items():
-        stem = Path(name).stem
+        stem = _stem(name)
         if stem in by_stem:
             raise DataError(f"{folder} holds two masks for {stem}: {by_stem[stem].name} and {path.name}; remove one")
         by_stem[stem] = path
     masks: dict[str, Path] = {}
     for name in images:
-        stem = Path(name).stem
+        stem = _stem(name)
         if stem not in by_stem:
             begin = stem.casefold()
             near = next((path.name for other, path in by_stem.items() if other.casefold().startswith(begin)), None)
             hint = "add it" if near is None else f"rename {near}, if that is it"
             raise DataError(f"the image {name} has no mask {stem}.* in {folder}; {hint}, or move the folder away")
         masks[name] = by_stem[stem]
-    stems = Counter(Path(name).stem for name in images)
+    stems = Counter(_stem(name) for name in images)
     if unused := [path for stem, path in by_stem.items() if stem not in stems]:
-        raise DataError(f"the mask {unused[0]} has no image {unused[0].stem}.* beside it; remove it, or add the image")
+        raise DataError(
+            f"the mask {unused[0]} has no image {_stem(unused[0].name)}.* beside it; remove it, or add the image"
+        )
     if twice := [stem for stem, number in stems.items() if number > 1]:
         raise DataError(f"{twice[0]} is the stem of {stems[twice[0]]} images, so whose the mask is cannot be known")
     return masks
@@ -184,7 +279,7 @@ def _rows(path: Path, images: dict[str, Path]) -> dict[str, _Row]:
         return {}
     by_stem: dict[str, list[str]] = {}
     for name in images:
-        by_stem.setdefault(Path(name).stem, []).append(name)
+        by_stem.setdefault(_stem(name), []).append(name)
     rows: dict[str, _Row] = {}
     for line, values in table(path, required=_COLUMNS[:1], optional=_COLUMNS[1:]):
         where = f"line {line} of {path}"
