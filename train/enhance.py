@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import os
 import re
 import sys
@@ -14,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from train.data.window import Window
 from train.errors import INTERRUPTED, RunError
 from train.run import guarded
 from train.text import printable, shell_word
@@ -45,8 +45,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--strength", type=float, default=1.0, help="1: all that the network changes; 0: nothing")
     parser.add_argument(
         "--window", metavar="CENTER/WIDTH", type=window,
-        help="values that the network sees from black to white, such as -600/1500 (default: what the run was trained "
-        "with, or else what each file says); values outside of it are kept",
+        help="values that the network sees from black to white, such as -600/1500, or percentiles of each file, such "
+        "as P1-P99 (default: what the run was trained with, or else what each file says); values outside are kept",
     )  # fmt: skip
     parser.add_argument(
         "--color", choices=("refuse", "luma"), default="refuse",
@@ -71,21 +71,14 @@ def _joined(argv: Sequence[str], flag: str) -> list[str]:
     return [f"{flag}={next(words, '')}" if word == flag else word for word in words]
 
 
-def window(text: str) -> tuple[float, float]:
-    """The lowest and the highest value of a window.
-
+def window(text: str) -> Window:
+    """
     :raises argparse.ArgumentTypeError: this is no window.
-
-    >>> window("40/400")
-    (-160.0, 240.0)
     """
     try:
-        center, width = (float(each) for each in text.split("/"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no CENTER/WIDTH, such as 40/400 or -600/1500") from None
-    if not (math.isfinite(center) and math.isfinite(width) and width > 0):
-        raise argparse.ArgumentTypeError(f"{text}: the width must be above 0")
-    return center - width / 2, center + width / 2
+        return Window.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,10 +137,17 @@ def _facts(given: argparse.Namespace, trained: FinishedRun) -> dict[str, Any]:
         "run": trained.name,
         "weights": trained.digest,
         "strength": given.strength,
-        "window": None if trained.window is None else list(trained.window),
+        "window": _told(trained.window),
         "color": given.color,
         "anonymize": given.anonymize,
     }
+
+
+def _told(chosen: Window | None) -> str:
+    """Which values the network sees as black and white, in words."""
+    if chosen is None:
+        return "as each file says"
+    return f"{chosen.low:g} to {chosen.high:g}" + (" percent of the values of each file" if chosen.percentiles else "")
 
 
 def _notes(given: argparse.Namespace, trained: FinishedRun) -> list[str]:
@@ -157,6 +157,12 @@ def _notes(given: argparse.Namespace, trained: FinishedRun) -> list[str]:
         notes.append(
             f"The run was not trained to remove noise of one strength ({trained.degradation}), so that nothing can be "
             "said of whether yours is what it knows."
+        )
+    if trained.window is None and trained.unit is not None:
+        low, high = trained.unit
+        notes.append(
+            f"The run saw values from {low:g} to {high:g} as black to white, and sees yours as each file says; if they "
+            f"have the same unit, give --window {(low + high) / 2:g}/{high - low:g}"
         )
     if trained.channels == 3:
         notes.append("The network is for color: a gray image is given to it three times, and the mean is taken.")
@@ -235,7 +241,7 @@ def _description(given: argparse.Namespace, trained: FinishedRun) -> str:
     if given.strength != 1:
         told.append(f"Blended with the input: strength {given.strength:g}.")
     if trained.window is not None:
-        told.append(f"Window of the network: {trained.window[0]:g} to {trained.window[1]:g}.")
+        told.append(f"Black and white of the network: {_told(trained.window)}.")
     if trained.channels == 1 and given.color == "luma":
         told.append("Of color images, the luma (BT.601) was enhanced and the chroma kept.")
     if trained.channels == 3:
@@ -327,7 +333,7 @@ def _report(
         "trained on": trained.trained,
         "achieved there": trained.achieved,
         "strength": f"{given.strength:g}",
-        "window": "as each file says" if trained.window is None else "{:g} to {:g}".format(*trained.window),
+        "black and white": _told(trained.window),
     }
     if given.anonymize:
         facts["names"] = "files are numbered; their former names, and why files were not enhanced, are left out"

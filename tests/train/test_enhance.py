@@ -180,6 +180,33 @@ def test_nothing_outside_of_the_window_is_lost(runs, tmp_path, given):
     assert found.max() > 2900 and found.min() < -1000
 
 
+def test_the_window_that_a_run_was_trained_with(runs, tmp_path, capsys):
+    """Its own one where none is given; percentiles are those of each file."""
+    image = gray((40, 30), 0)
+    tifffile.imwrite(tmp_path / "ct.tif", image)
+    for number, (window, limits) in enumerate(
+        {"-600/1500": (-1350, 150), "P10-P90": tuple(np.percentile(image, [10, 90]))}.items()
+    ):
+        out = tmp_path / str(number)
+        assert enhance(runs(window=window), tmp_path / "ct.tif", out) == 0
+        np.testing.assert_allclose(tifffile.imread(out / "ct.tif"), expected(runs(), image, *limits), rtol=0, atol=1e-2)
+    assert enhance(runs(window="P1-P99"), tmp_path / "ct.tif", tmp_path / "own", "--window", "0/2000") == 0
+    found = tifffile.imread(tmp_path / "own" / "ct.tif")
+    np.testing.assert_allclose(found, expected(runs(), image, -1000, 1000), rtol=0, atol=1e-2)
+    assert "give --window" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("unit", "told"), [([-1024, 3071], "give --window 1023.5/4095"), ([0, 4095], ""), ([0, 1], "")]
+)
+def test_a_unit_that_a_run_knows(tmp_path, capsys, unit, told):
+    run = run_folder(tmp_path / "run")
+    RunFolder(run).write_data({"splits": {"train": {"number": 13, "value range": unit}}})
+    tifffile.imwrite(tmp_path / "ct.tif", gray((40, 30), 0))
+    assert enhance(run, tmp_path / "ct.tif", tmp_path / "out") == 0
+    assert ("give --window" in (out := capsys.readouterr().out)) == bool(told) and told in out
+
+
 def frame(run: Path, image: np.ndarray, window: tuple[float, float] = (0, 1), **options: Any) -> np.ndarray:
     return Enhancer(finished.read(run), Options(**options), CPU).frame(image.copy(), window)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train.comparison.execute import ABOUT as COMPARISON
+from train.data.window import Window
 from train.degradations import Degradation, parse
 from train.errors import RunError, reason
 from train.files import expanded, read_json
@@ -28,6 +29,7 @@ class FinishedRun:
     :param settings: that it was given.
     :param metrics: what it achieved.
     :param images: how many it was trained on; ``None`` where an early version did not write that down.
+    :param unit: the values that were black and white to it, where they are no limits of 8 or 16 bits or of [0, 1].
     :param degradation: what its IP has learned to undo.
     :param digest: of the file of weights, 16 hexadecimal digits.
     :param window: the values that the network sees as black and white; ``None``: what each file says.
@@ -37,9 +39,10 @@ class FinishedRun:
     settings: Settings
     metrics: Mapping[str, Any]
     images: int | None
+    unit: tuple[float, float] | None
     degradation: Degradation
     digest: str
-    window: tuple[float, float] | None = None
+    window: Window | None
 
     @property
     def name(self) -> str:
@@ -107,10 +110,10 @@ def find(given: str) -> Path:
     return max(finished, key=lambda each: each.stat().st_mtime).parent
 
 
-def read(path: Path, window: tuple[float, float] | None = None) -> FinishedRun:
+def read(path: Path, window: Window | None = None) -> FinishedRun:
     """Reads what a run's folder says, without its network.
 
-    :param window: in the place of the run's own.
+    :param window: in the place of the one that the run was trained with.
     :raises RunError: it is no folder of a finished run with an IP, or a file in it is damaged or of another version;
         the message says which.
     """
@@ -141,13 +144,17 @@ def read(path: Path, window: tuple[float, float] | None = None) -> FinishedRun:
         digest = hashlib.sha256(folder.weights.read_bytes()).hexdigest()[:16]
     except OSError as error:
         raise RunError(f"--run {path}: {folder.weights} cannot be read: {reason(error)}") from error
-    return FinishedRun(path, settings, metrics, _images(folder), degradation, digest, window)
+    if window is None and settings.data.window is not None:
+        window = Window.parse(settings.data.window)
+    return FinishedRun(path, settings, metrics, *_trained_on(folder), degradation, digest, window)
 
 
-def _images(folder: RunFolder) -> int | None:
-    """The number of training images, if it was written down."""
+def _trained_on(folder: RunFolder) -> tuple[int | None, tuple[float, float] | None]:
+    """The number of training images and the range of their values, as far as they were written down."""
     try:
-        number = (read_json(folder.data) or {})["splits"]["train"]["number"]
-    except (KeyError, TypeError):
-        return None
-    return number if isinstance(number, int) else None
+        facts = (read_json(folder.data) or {})["splits"]["train"]
+        number, (low, high) = int(facts["number"]), map(float, facts.get("value range", (0, 255)))
+    except (KeyError, TypeError, ValueError):
+        return None, None
+    plain = low == 0 and (high + 1).is_integer() and (int(high) & int(high + 1)) == 0
+    return number, None if plain else (low, high)

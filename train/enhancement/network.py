@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from train.data.base import DataError
+from train.data.window import Window
 from train.enhancement.finished import FinishedRun
 from train.errors import RunError
 from train.inference import Tiling, bands, enlarged, reach
+from train.scans import Scan
 from train.settings.sections import NETWORKS
 from train.strategies.base import IP
 from train.training.weights import load_weights
@@ -27,6 +29,8 @@ SIDE, BLEND = 384, 16
 EVERYWHERE = Tiling(512, 192, 128)
 """For networks that normalize by the whole image: no tile is as the whole would be, and a wide fade hides the seams."""
 AT_ONCE = {"cpu": 1, "cuda": 8}  # tiles: what bounds the memory
+FEW = 5  # frames that stand for all of a file
+MANY = 2**20  # values that stand for all of a frame
 SMALLEST = 8  # pixels along a side that every network takes; smaller images are continued by their border
 
 
@@ -35,12 +39,12 @@ class Options:
     """What decides the pixels that are written, besides the run.
 
     :param strength: 1: all that the network changes; 0: nothing.
-    :param window: the values that the network sees as black and white; ``None``: as the file says.
+    :param window: which values the network sees as black and white; ``None``: as the file says.
     :param color: what becomes of a color image where the network is for gray ones.
     """
 
     strength: float = 1.0
-    window: tuple[float, float] | None = None
+    window: Window | None = None
     color: Color = "refuse"
 
 
@@ -178,15 +182,26 @@ class Enhancer:
         return change if self.scale == 1 else enlarged(images, self.scale) + change
 
 
-def window_of(given: tuple[float, float] | None, own: tuple[float, float]) -> tuple[float, float]:
-    """The window of a file: what was asked for, or what the file says.
+def window_of(chosen: Window | None, scan: Scan) -> tuple[float, float]:
+    """The values of a file that are black and white: as was asked for, or as the file says.
 
     :raises DataError: the file says nothing that can be used.
     """
-    low, high = given or own
+    if chosen is None:
+        low, high = scan.value_range
+    elif chosen.percentiles:
+        frames = (scan.read(frame) for frame in spread(scan.frames))
+        low, high = chosen.limits(np.concatenate([frame.ravel()[:: frame.size // MANY + 1] for frame in frames]))
+    else:
+        low, high = chosen.low, chosen.high
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         raise DataError(f"its values reach from {low} to {high}; give --window CENTER/WIDTH")
     return float(low), float(high)
+
+
+def spread(frames: int) -> list[int]:
+    """The frames that stand for all of a file: a few, evenly spread."""
+    return np.linspace(0, frames - 1, min(frames, FEW)).round().astype(int).tolist()  # type: ignore[no-any-return]
 
 
 def _up(length: int, multiple: int) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from train.enhancement.finished import FinishedRun
-from train.enhancement.network import Enhancer, Options, window_of
+from train.enhancement.network import Enhancer, Options, spread, window_of
 from train.enhancement.noise import estimate, middle, mismatch, typical
 from train.enhancement.plan import Job
 from train.enhancement.record import Record
@@ -30,7 +30,6 @@ from train.scans import open_scan
 from train.scans.base import Derivation
 from train.training.progress import Stop
 
-LOOKED_AT = 5  # frames of a file whose noise is estimated, evenly spread
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PAUSE = 0.1  # seconds between two looks at whether a stop is asked for
 
@@ -82,8 +81,8 @@ def enhance_file(
     """
     begun = time.monotonic()
     scan = open_scan(job.source)
-    window = window_of(order.options.window, scan.value_range)
-    looked_at = set(np.linspace(0, scan.frames - 1, min(scan.frames, LOOKED_AT)).round().astype(int).tolist())
+    window = window_of(order.options.window, scan)
+    looked_at = spread(scan.frames)
     before: list[float | None] = []
     after: list[float | None] = []
 
