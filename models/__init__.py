@@ -11,7 +11,8 @@ command line reads the options before PyTorch is imported: layers of one's own g
 * CRITIC: ``f(options, *, channels)``, ``[N, C, H, W] -> logits [N, 1, h, w]``, above 0 for images of the domain
 
 An IP may take a second image, a guide (``takes_guide = True``, ``forward(x, guide=None)``, ``remember``), and may want
-crops whose sides are multiples of ``crop_multiple``; :class:`models.hqgnet.network.HQGNet` does both.
+crops whose sides are multiples of ``crop_multiple``; :class:`models.hqgnet.network.HQGNet` does both. One that reduces
+images has the attribute ``multiple``: an image that is shifted by as many pixels has the same answer, shifted.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ SHORT = {
     "train.pretrain": "--source phantom --preset quick --max-steps 2 --size 32 --crop 32 --batch-size 4 --out {out}",
     "train.probe": "--source phantom --preset quick --size 32 --crop 32 --starts fresh,mfm --masked-steps 1 "
     "--head-steps 1 --out {out}",
+    "train.enhance": "",
     "gradprom_ext.bench": "--networks srresnet --optimizers sgd --rounds 2",
     "gradprom_ext.bench --what step": "--rounds 2 --batch 2 --size 8 --blocks 1 --width 4 --depth 18 --vr-width 4",
     "gradprom_ext.doctor": "",

@@ -24,6 +24,7 @@ from train.degradations.parsing import ALIASES
 from train.errors import RunError
 from train.evaluation.evaluate import Evaluation, evaluate, examples
 from train.files import locked, read_json
+from train.inference import choose_device
 from train.outputs.figures import save_gate, save_panel
 from train.outputs.provenance import commit
 from train.outputs.report import Metrics, collect, count_parameters, finite, introduction
@@ -281,17 +282,6 @@ def task_word(settings: Settings, degrade: Degradation) -> str:
     if task not in ALIASES:
         return str(degrade)
     return task if degrade.noise_level is None else f"{task}{degrade.noise_level:g}"
-
-
-def choose_device(name: str) -> torch.device:
-    """
-    :raises RunError: a GPU was asked for and there is none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RunError("--device cuda: PyTorch sees no CUDA GPU here (python -m gradprom_ext.doctor says why)")
-    return torch.device(name)
 
 
 def load_data(settings: Settings, *, progress: bool) -> ImageData:

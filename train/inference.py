@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from train.errors import RunError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 BATCH = 16  # images or tiles at once: bounds the memory of a network's feature maps
+FURTHEST = 192  # pixels to every side: networks that see further are taken for such as see the whole image
+UNSEEN = 1e-5  # a difference that is none, of values in [0, 1]: a four hundredth of a step of 8 bits
+
+
+def choose_device(name: str) -> torch.device:
+    """
+    :raises RunError: a GPU was asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunError("--device cuda: PyTorch sees no CUDA GPU here (python -m gradprom_ext.doctor says why)")
+    return torch.device(name)
 
 
 @dataclass(frozen=True)
@@ -73,28 +88,82 @@ def _ready(images: Tensor, device: torch.device) -> Tensor:
 
 def _tiled(network: Callable[[Tensor], Tensor], image: Tensor, device: torch.device, tiling: Tiling) -> Tensor:
     """One image ``[1, C, H, W]``. Only the sum of the tiles, on the CPU, is as large as the image."""
-    height, width = image.shape[2:]
+    size = image.shape[2], image.shape[3]
+    return torch.cat([*bands(network, lambda top, end: image[..., top:end, :], size, device=device, tiling=tiling)], 2)
+
+
+@torch.no_grad()
+def bands(
+    network: Callable[[Tensor], Tensor],
+    rows: Callable[[int, int], Tensor],
+    size: tuple[int, int],
+    *,
+    device: torch.device,
+    tiling: Tiling,
+    at_once: int = BATCH,
+) -> Iterator[Tensor]:
+    """What a network makes of one image, from top to bottom, as soon as it is final: neither the image nor the answer
+    is ever whole here.
+
+    :param network: as :func:`forward` takes it.
+    :param rows: the rows from the first number up to the second one, ``float32 [1, C, rows, W]``. Those which an answer
+        was yielded for are not asked for again: they may have been overwritten.
+    :param size: height and width of the image.
+    :param at_once: tiles that the network is given together.
+    :returns: ``float32 [1, K, rows * scale, W * scale]`` each, on the CPU.
+    """
+    height, width = size
     tops, lefts = tiling.starts(height), tiling.starts(width)
-    rows, columns = min(height, tiling.side), min(width, tiling.side)
-    places = [(top, left) for top in tops for left in lefts]
+    high, wide = min(height, tiling.side), min(width, tiling.side)
     total = weight = torch.empty(0)
-    for first in range(0, len(places), BATCH):
-        chosen = places[first : first + BATCH]
-        tiles = torch.cat([image[..., top : top + rows, left : left + columns] for top, left in chosen])
-        outputs = network(_ready(tiles, device)).cpu().float()
-        scale = outputs.shape[-1] // columns
-        if not total.numel():
-            total = torch.zeros(1, outputs.shape[1], height * scale, width * scale)
-            weight = torch.zeros(height * scale, width * scale)
-        for (top, left), output in zip(chosen, outputs, strict=True):
-            share = _fade(top, tops, rows, scale, tiling)[:, None] * _fade(left, lefts, columns, scale, tiling)
-            where = (
-                slice(top * scale, (top + rows) * scale),
-                slice(left * scale, (left + columns) * scale),
-            )
-            total[0][(slice(None), *where)].addcmul_(output, share)
-            weight[where] += share
-    return total / weight
+    for place, top in enumerate(tops):
+        strip = rows(top, top + high)
+        for first in range(0, len(lefts), at_once):
+            chosen = lefts[first : first + at_once]
+            outputs = network(_ready(torch.cat([strip[..., left : left + wide] for left in chosen]), device))
+            scale = outputs.shape[-1] // wide
+            if not total.numel():
+                total = torch.zeros(1, outputs.shape[1], high * scale, width * scale)
+                weight = torch.zeros(high * scale, width * scale)
+            for left, output in zip(chosen, outputs.cpu().float(), strict=True):
+                share = _fade(top, tops, high, scale, tiling)[:, None] * _fade(left, lefts, wide, scale, tiling)
+                where = slice(left * scale, (left + wide) * scale)
+                total[0, :, :, where].addcmul_(output, share)
+                weight[:, where] += share
+        del strip, outputs
+        final = (tops[place + 1] - top if place + 1 < len(tops) else high) * scale
+        yield total[:, :, :final] / weight[:final]
+        # What is left has more to come: it moves up, and makes room below.
+        total = torch.cat([total[:, :, final:], torch.zeros_like(total[:, :, :final])], 2)
+        weight = torch.cat([weight[final:], torch.zeros_like(weight[:final])])
+
+
+@torch.no_grad()
+def reach(network: Callable[[Tensor], Tensor], channels: int, *, device: torch.device, multiple: int = 1) -> int | None:
+    """How far a network sees, as measured: how many pixels away from a change its answer is still another one. What it
+    could see by its layers is more, and much of it changes nothing.
+
+    One half of an image of noise is exchanged for darker noise, which is more than neighboring tiles ever differ in,
+    and which changes the mean of the whole.
+
+    :param network: as :func:`forward` takes it.
+    :param channels: of its images.
+    :param multiple: of which the sides of the trial are.
+    :returns: pixels of the input; ``None``: more than can be told, as of a network that normalizes by the whole image.
+    """
+    half = -(-FURTHEST // multiple) * multiple
+    high = max(64, 2 * multiple)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, channels, high, 2 * half, generator=generator)
+    changed = image.clone()
+    changed[..., half:] = 0.3 * torch.rand(1, channels, high, half, generator=generator)
+    first, second = (network(_ready(each, device)).cpu().float() for each in (image, changed))
+    scale = first.shape[-1] // (2 * half)
+    differing = (first - second).abs().amax((0, 1, 2))[: half * scale].gt(UNSEEN).nonzero()
+    if not len(differing):
+        return 0
+    found = half - int(differing[0]) // scale
+    return None if found > 0.9 * half else found
 
 
 def _fade(start: int, starts: list[int], length: int, scale: int, tiling: Tiling) -> Tensor:

@@ -68,8 +68,9 @@ def run(given: argparse.Namespace, settings: Settings) -> int:
 
     from train.data.fingerprint import fingerprint
     from train.evaluation.frozen import judge
-    from train.experiment import choose_device, load_data, look_up
+    from train.experiment import load_data, look_up
     from train.files import write_json
+    from train.inference import choose_device
     from train.outputs.figures import save_spectrum
     from train.training.progress import Brief
 

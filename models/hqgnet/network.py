@@ -163,6 +163,7 @@ class HQGNet(nn.Module):
         self.guided = options.guided
         self.crop_multiple = 2**options.levels
         """Crops have to have sides that are multiples of this, and at least twice as long."""
+        self.multiple = self.crop_multiple
         self.guidance = GuidanceEncoder(options, channels)
         self.enhancer = Enhancer(options, channels)
         self.register_buffer("guide", torch.zeros(CUE))

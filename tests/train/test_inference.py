@@ -71,7 +71,7 @@ def test_memory_is_that_of_a_batch_of_tiles():
             largest, most = max(largest, *x.shape[2:]), max(most, len(x))
             return x
 
-    images = torch.rand(1, 1, 300, 300)
+    images = torch.rand(1, 1, 300, 500)  # of more tiles side by side than are done together
     tiled = forward(Spy(), images, device=CPU, tiling=Tiling(32, 8, 0))
     assert (largest, most) == (32, BATCH)
     torch.testing.assert_close(tiled, images)

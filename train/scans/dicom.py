@@ -34,7 +34,9 @@ from train.scans.pixels import DEFLATED, checked, most_pixels, narrow, read_guar
 
 # Headers of real devices break the rules in small things, about which pydicom warns each time, twice.
 warnings.filterwarnings("ignore", module="pydicom")
-logging.getLogger("pydicom").setLevel(logging.ERROR)
+_LOG = logging.getLogger("pydicom")
+_LOG.propagate = False  # a level would not last: pydicom sets its own when it is imported
+_LOG.addHandler(logging.NullHandler())
 
 _PIXEL_DATA = (0x7FE0, 0x0010)
 _LONGEST = 2**32 - 2  # bytes in an element

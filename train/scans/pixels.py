@@ -20,6 +20,7 @@ MOST_PIXELS = 2**28
 takes 1 GiB as ``float32``. ``$GRADPROM_MAX_PIXELS`` is another limit."""
 DEFLATED = 1032
 """No byte of Deflate (PNG, gzip, TIFF) becomes more than so many: RFC 1951 encodes 258 bytes in 2 bits at best."""
+AT_ONCE = 256  # rows
 
 T = TypeVar("T")
 
@@ -114,8 +115,12 @@ def stored(values: np.ndarray, dtype: np.dtype, limits: tuple[float, float] | No
     if np.isnan(values).any():
         raise ValueError(f"NaN cannot be stored as {dtype}")
     low, high = limits or (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    # In float64, in which every number up to 32 bits is exact.
-    return np.clip(np.rint(values.astype(np.float64)), low, high).astype(dtype)
+    result = np.empty(values.shape, dtype)
+    for first in range(0, len(values), AT_ONCE):  # a copy of a large image in float64 is what would take most memory
+        some = slice(first, first + AT_ONCE)
+        # In float64, in which every number up to 32 bits is exact.
+        result[some] = np.clip(np.rint(values[some].astype(np.float64)), low, high)
+    return result
 
 
 def checked(scan: Scan, frames: Iterable[np.ndarray], scale: int) -> Iterator[np.ndarray]:

@@ -262,6 +262,17 @@ class Strategy(ABC):
         if self.uses_auxiliaries and not self.auxiliaries:
             raise RunError("this strategy needs an auxiliary (--aux), or use ip-only")
 
+    @classmethod
+    def of_trained(cls, ip: nn.Module) -> Strategy:
+        """The strategy when all training is over, with nothing but the IP: what is left to it is :meth:`enhance`.
+
+        :param ip: with its weights, in evaluation mode.
+        """
+        strategy = cls.__new__(cls)  # not made as usual: there are no data that tell what auxiliaries it would have
+        strategy.auxiliaries, strategy.terms, strategy.phase = (), Terms(), None
+        strategy.learners = {IP.key: Learner(ip, None, None)}  # type: ignore[arg-type]
+        return strategy
+
     @property
     def roles(self) -> tuple[Role, ...]:
         """Of the networks that it trains or asks, the main one first."""
