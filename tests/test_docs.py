@@ -124,7 +124,10 @@ def test_every_command_and_flag_is_on_the_page_of_commands(monkeypatch):
 def test_the_help_of_a_command_is_its_own():
     text = tables._help("train.compare")
     assert text.startswith("usage: python -m train.compare")
-    assert "--dry-run" in text
+    assert "show what would be run" in text
+    text = tables._help("train.pretrain")
+    assert "--method" in text
+    assert "--dataset" not in text  # is in the table of flags
 
 
 def test_every_message_has_an_entry():

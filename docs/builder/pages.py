@@ -63,7 +63,7 @@ def entries(page: str) -> list[str]:
 def is_about(entry: str, message: Message) -> bool:
     """Whether an entry is a message's text, or how that begins; a long text may end with a space and an ellipsis.
 
-    >>> is_about("a.b was …", Message("", "", "a.b was lost")), is_about("a.b was…", Message("", "", "a.b was lost"))
-    (True, False)
+    >>> [is_about(entry, Message("", "", "a.b was lost")) for entry in ("a.b was …", "a.b was…", "a.c was …")]
+    [True, False, False]
     """
     return entry == message.text or (entry.endswith(" …") and message.text.startswith(entry[:-1]))
