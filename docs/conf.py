@@ -23,7 +23,7 @@ project = "gradprom_ext"
 release = version = __version__
 
 root_doc = "docs/index"
-include_patterns = ["*.md", "docs/*.md", "results/*.md", "results/*/*.md", "benchmarks/*.md"]
+include_patterns = ["*.md", "docs/*.md", "results/*.md", "results/*/*.md", "benchmarks/*.md", "examples/*.md"]
 exclude_patterns = [".*", "build", "runs", "wheels", "results-of"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 

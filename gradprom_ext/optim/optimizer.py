@@ -494,8 +494,7 @@ class GradPromOptimizer(torch.optim.Optimizer):
         ]
 
     def _warn_of_writing(self) -> None:
-        # A scaler looks for infinities by an operation that writes, whether it divides or not.
-        if self._work.warned_of_writing or self._work.scale is not None:
+        if self._work.warned_of_writing:
             return
         self._work.warned_of_writing = True
         warnings.warn(
