@@ -40,7 +40,7 @@ class GradPromSGD(GradPromOptimizer):
         CUDA graph uses what a scheduler or you have written there (``opt.param_groups[0]["lr"].fill_(...)``). A step
         can be captured either way, after one step outside of the capture; plain numbers are then frozen in the graph.
     :param process_group: of ``torch.distributed`` (``torch.distributed.group.WORLD``: all processes). The gradients of
-        every loss are averaged over its processes in :meth:`step`, each of which must call it with as many losses; then
+        every loss are averaged over its processes in ``step``, each of which must call it with as many losses; then
         all gate and update alike, with or without DistributedDataParallel around the model. With the environment
         variable ``TORCH_DISTRIBUTED_DEBUG=DETAIL``, every step checks that they did.
     :param settings: ``aux_weight``, ``gate``, ``threshold``, ``granularity``, ``aux_cap``, ``max_grad_norm``,
