@@ -73,6 +73,13 @@ class TestPanel:
         np.testing.assert_allclose(shown[1], 0.6, atol=1e-6)
         np.testing.assert_allclose(shown[3], 0.01, atol=1e-6)
 
+    def test_what_is_not_known_clean_has_changed_and_not_erred(self, tmp_path: Path, drawn: list) -> None:
+        images = {**batch(), "clean": None}
+        save_panel(tmp_path / "panel.png", **images, title="t", source="real")
+        said = texts(drawn[0])
+        assert said.count("mean change 0.090") == 3 and said.count("difference") == 1
+        assert not any("PSNR" in text or "error" in text or text == "clean" for text in said)
+
     def test_a_long_label_stays_beside_its_image(self, tmp_path: Path, drawn: list) -> None:
         labels = ["pigmented benign keratosis, 50th percentile", "x" * 100, "short"]
         save_panel(tmp_path / "panel.png", **batch(), title="t", source="real", labels=labels)

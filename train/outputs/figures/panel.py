@@ -87,7 +87,7 @@ def save_panel(
                     axes.set_ylabel(said[row], fontsize=9, labelpad=4)
             axes = grid.image(row, count)
             heat = axes.imshow(error[row], cmap=style.ERROR, vmin=0, vmax=worst, interpolation="nearest")
-            axes.set_xlabel(style.error_caption(error[row]), labelpad=3)
+            axes.set_xlabel(style.error_caption(error[row], "error" if clean is not None else "change"), labelpad=3)
             if row == 0:
                 axes.set_title(
                     style.error_of(last) if clean is not None else "difference", fontsize=10, fontweight="bold", pad=5

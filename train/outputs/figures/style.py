@@ -227,10 +227,10 @@ def worst(errors: Iterable[np.ndarray]) -> float:
     return max(float(np.quantile(known, 0.998)) if known.size else 0.0, 0.02)
 
 
-def error_caption(error: np.ndarray) -> str:
-    """What is written below an error."""
+def error_caption(error: np.ndarray, what: str = "error") -> str:
+    """What is written below an error, or below another difference, which ``what`` names."""
     mean = error.mean()
-    return f"mean error {mean:.3f}" if np.isfinite(mean) else "mean error undefined: NaN"
+    return f"mean {what} {mean:.3f}" if np.isfinite(mean) else f"mean {what} undefined: NaN"
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
