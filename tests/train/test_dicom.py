@@ -19,7 +19,9 @@ from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
 )
@@ -267,8 +269,10 @@ class TestValues:
         scan.write(tmp_path / "y.dcm", [np.full((4, 4, 1), 5000, np.float32)], SAID)
         assert (pydicom.dcmread(tmp_path / "y.dcm").pixel_array == 4095).all()
 
-    def test_padding_stays(self, tmp_path: Path, slice_of_ct: np.ndarray) -> None:
-        scan = open_scan(made(tmp_path / "x.dcm", slice_of_ct, PixelPaddingValue=-2000))
+    @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+    def test_padding_stays(self, tmp_path: Path, slice_of_ct: np.ndarray, syntax: str) -> None:
+        path = made(tmp_path / "x.dcm", slice_of_ct, syntax=syntax, PixelPaddingValue=-2000)
+        scan = open_scan(path)
         assert scan.value_range == (0, 4095)
         scan.write(tmp_path / "y.dcm", [np.full((12, 16, 1), 7, np.float32)], Derivation("", "", scale=2))
         found = pydicom.dcmread(tmp_path / "y.dcm").pixel_array
@@ -326,6 +330,25 @@ class TestValues:
         assert (new.overlay_array(0x6000) == plane).all()
         larger = written(scan, tmp_path / "z.dcm", Derivation("", "", scale=2))
         assert (larger.overlay_array(0x6000) == plane.repeat(2, 0).repeat(2, 1)).all()
+
+    def test_words_of_another_order(self, tmp_path: Path) -> None:
+        """Overlays and tables are bytes to pydicom, which turns numbers alone."""
+        stored = RNG.integers(0, 4096, (5, 8)).astype(np.uint16)
+        plane = RNG.integers(0, 2, (4, 8)).astype(bool)
+        source = pydicom.dcmread(made(tmp_path / "x.dcm", stored))
+        packed = np.packbits(plane.ravel(), bitorder="little")
+        for element, kind, value in ((0x10, "US", 4), (0x11, "US", 8), (0x40, "CS", "G"), (0x50, "SS", [1, 1]),
+                                     (0x100, "US", 1), (0x102, "US", 0),
+                                     (0x3000, "OW", packed.view("<u2").byteswap().tobytes())):  # fmt: skip
+            source.add_new((0x6000, element), kind, value)
+        source.PixelData = stored.astype(">u2").tobytes()
+        list(source.iterall())  # what was not looked at would be written as it lies in the file
+        source.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+        source.set_original_encoding(False, False)
+        source.save_as(tmp_path / "x.dcm")
+        new = written(open_scan(tmp_path / "x.dcm"), tmp_path / "y.dcm")
+        assert (new.pixel_array == stored).all()
+        assert (new.overlay_array(0x6000) == plane).all()
 
     def test_bits_above_the_lowest(self, tmp_path: Path) -> None:
         """The files of old devices have 12 bits at the upper end of 16."""
@@ -423,15 +446,18 @@ class TestHeader:
         nested = Dataset()
         nested.ReferencedSOPInstanceUID, nested.PatientName = "1.2.3.99", "Person^A."
         nested.add_new((0x0009, 0x0010), "LO", "PRIVATE")
-        scans = [
-            open_scan(made(tmp_path / f"{name}.dcm", slice_of_ct, ReferencedImageSequence=[nested])) for name in "xy"
-        ]
+        content, shared = Dataset(), Dataset()
+        content.FrameAcquisitionDateTime = "20250203040506"
+        shared.FrameContentSequence = [content]
+        more = {"ReferencedImageSequence": [nested], "SharedFunctionalGroupsSequence": [shared]}
+        scans = [open_scan(made(tmp_path / f"{name}.dcm", slice_of_ct, **more)) for name in "xy"]
         derivation = Derivation("d", "run 1", anonymize=True)
         one, other = (written(scan, tmp_path / f"new-{scan.path.name}", derivation) for scan in scans)
         assert one.StudyInstanceUID == other.StudyInstanceUID != "1.2.3"
         assert one.SeriesInstanceUID == other.SeriesInstanceUID
         assert one.SOPInstanceUID != other.SOPInstanceUID
         assert b"Person" not in (tmp_path / "new-x.dcm").read_bytes()
+        assert b"20250203" not in (tmp_path / "new-x.dcm").read_bytes()
         assert b"1.2.3.99" not in (tmp_path / "new-x.dcm").read_bytes()
         assert b"PRIVATE" not in (tmp_path / "new-x.dcm").read_bytes()
         assert (one.pixel_array == slice_of_ct).all()

@@ -137,8 +137,8 @@ class TestFrames:
         """Slice for slice, across the image's axis: here the mask's own header names another one."""
         (root / "masks").mkdir()
         for name in "abc":
-            nifti(root / "images" / f"{name}.nii.gz", RNG.integers(0, 99, (5, 5, 5)).astype(np.uint8), affine=CUBES)
-            mask = nibabel.Nifti1Image(RNG.integers(0, 3, (5, 5, 5)).astype(np.float32), CUBES)
+            nifti(root / "images" / f"{name}.nii.gz", RNG.integers(0, 99, (5, 6, 4)).astype(np.uint8), affine=CUBES)
+            mask = nibabel.Nifti1Image(RNG.integers(0, 3, (5, 6, 4)).astype(np.float32), CUBES)
             mask.header.set_dim_info(slice=0)
             mask.to_filename(root / "masks" / f"{name}.nii")
         data = read(root)
@@ -148,11 +148,11 @@ class TestFrames:
             for i, name in enumerate(subset.names):
                 indices = nibabel.load(root / "masks" / f"{name[0]}.nii").get_fdata()[..., int(name[-1])].T
                 assert (subset.mask(i).numpy() == indices).all()
-        nifti(root / "masks" / "a.nii", RNG.integers(0, 3, (5, 5, 4)).astype(np.uint8), affine=CUBES)
-        with pytest.raises(DataError, match=r"mask .*a\.nii has 4 frames or slices, and its image .*a\.nii\.gz 5"):
+        nifti(root / "masks" / "a.nii", RNG.integers(0, 3, (5, 6, 3)).astype(np.uint8), affine=CUBES)
+        with pytest.raises(DataError, match=r"mask .*a\.nii has 3 frames or slices, and its image .*a\.nii\.gz 4"):
             read(root)
         (root / "masks" / "a.nii").unlink()
-        Image.fromarray(np.zeros((5, 5), np.uint8)).save(root / "masks" / "a.png")
+        Image.fromarray(np.zeros((6, 5), np.uint8)).save(root / "masks" / "a.png")
         with pytest.raises(DataError, match=r"mask .*a\.png has 1 frames or slices"):
             read(root)
 

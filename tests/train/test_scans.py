@@ -206,6 +206,19 @@ class TestTiff:
         open_scan(tmp_path / "x.tif").write(tmp_path / "y.tif", [np.full((13, 17, 1), 7e4, np.float32)], SAID)
         assert (tifffile.imread(tmp_path / "y.tif") == 65535).all()
 
+    def test_no_numbers(self, tmp_path: Path) -> None:
+        """NaN and infinity stay, and are neither black nor white."""
+        pixels = np.array([[np.nan, -5, 2], [np.inf, -np.inf, 9]], np.float32)
+        tifffile.imwrite(tmp_path / "x.tif", pixels)
+        assert open_scan(tmp_path / "x.tif").value_range == (-5, 9)
+        np.testing.assert_array_equal(tifffile.imread(rewritten(tmp_path / "x.tif")), pixels)
+        tifffile.imwrite(tmp_path / "y.tif", pixels[:, :1])
+        with pytest.raises(DataError, match="nothing but NaN and infinity"):
+            _ = open_scan(tmp_path / "y.tif").value_range
+        Image.fromarray(GRAY).save(tmp_path / "z.png")
+        with pytest.raises(ValueError, match="NaN cannot be stored as uint8"):
+            open_scan(tmp_path / "z.png").write(tmp_path / "y.png", [np.full((13, 17, 1), np.nan)], SAID)
+
     def test_white_is_zero(self, tmp_path: Path) -> None:
         tifffile.imwrite(tmp_path / "x.tif", GRAY, photometric="miniswhite")
         scan = open_scan(tmp_path / "x.tif")
@@ -287,7 +300,6 @@ class TestTiff:
             (np.zeros((8, 8), np.complex64), {}, "no gray levels"),
             (np.zeros((8, 8, 4), np.uint8), {"photometric": "separated"}, "SEPARATED"),
             (np.zeros((8, 8, 5), np.uint8), {"photometric": "minisblack", "planarconfig": "contig"}, "5 channels"),
-            (np.full((8, 8), np.nan, np.float32), {}, "NaN"),
         ],
     )
     def test_what_is_refused(self, tmp_path: Path, pixels: np.ndarray, options: dict, reason: str) -> None:

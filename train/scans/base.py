@@ -33,7 +33,9 @@ class Scan(ABC):
 
     Frames are pages of a TIFF, frames of a DICOM file, slices of a volume (and all its times), in the order in which
     they are stored. Values are those which the file means: of DICOM and NIfTI after their rescale slope and intercept
-    (Hounsfield units, say), else the numbers as they are stored.
+    (Hounsfield units, say), else the numbers as they are stored. Larger ones are brighter: where a file has it the
+    other way round (MONOCHROME1, WhiteIsZero), its numbers are turned over, and back when they are written. NaN stays
+    NaN.
 
     :ivar path: the file.
     :ivar format: its name for people: ``PNG``, ``DICOM``, ``NIfTI``.

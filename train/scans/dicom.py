@@ -123,9 +123,13 @@ class Dicom(Scan):
         half = 2.0 ** (self._bits - 1)
         return (-half, half - 1) if self._signed else (0.0, 2 * half - 1)
 
+    def _scaling(self, frame: int) -> tuple[float, float]:
+        """Slope and intercept."""
+        return self._rescale[min(frame, len(self._rescale) - 1)]
+
     def _extremes(self, frame: int) -> tuple[float, float]:
         """Of the values that a frame may have."""
-        slope, intercept = self._rescale[min(frame, len(self._rescale) - 1)]
+        slope, intercept = self._scaling(frame)
         low, high = sorted(slope * limit + intercept for limit in self._limits)
         return low, high
 
@@ -164,7 +168,7 @@ class Dicom(Scan):
         return self._size
 
     def read(self, frame: int) -> np.ndarray:
-        slope, intercept = self._rescale[min(frame, len(self._rescale) - 1)]
+        slope, intercept = self._scaling(frame)
         values = self._stored(frame).astype(np.float64) * slope + intercept
         if self._inverted:
             values = sum(self._extremes(frame)) - values
@@ -236,7 +240,7 @@ class Dicom(Scan):
             file.write(b"\0" * (length % 2))
 
     def _encoded(self, frame: int, values: np.ndarray, scale: int) -> np.ndarray:
-        slope, intercept = self._rescale[min(frame, len(self._rescale) - 1)]
+        slope, intercept = self._scaling(frame)
         numbers = values.astype(np.float64)
         if self._inverted:
             numbers = sum(self._extremes(frame)) - numbers
@@ -433,8 +437,6 @@ def _window(header: Any, frames: int) -> tuple[float, float] | None:
 
 def _padding(header: Any) -> tuple[int, int] | None:
     """The least and the largest stored number that is no pixel."""
-    one, other = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
-    if one is None or not isinstance(one, int):
-        return None
-    other = other if isinstance(other, int) else one
-    return min(one, other), max(one, other)
+    values = [header.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    found = [value for value in values if isinstance(value, int)]
+    return (min(found), max(found)) if found else None

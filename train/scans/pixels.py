@@ -76,16 +76,18 @@ def read_guarded(path: Path, read: Callable[[], T]) -> T:
     return guarded(path, read, remedy="copy it again from where it came from")
 
 
-def finite(path: Path, values: np.ndarray) -> np.ndarray:
+def extremes(path: Path, frames: Iterable[np.ndarray]) -> tuple[float, float]:
+    """The least and the largest value. NaN, which stands for no value in many maps of brains, and infinity are none.
+
+    :raises DataError: there are no others.
     """
-    :returns: ``values`` as ``float32``.
-    :raises DataError: not all of them are numbers.
-    """
-    if values.dtype.kind not in "buif":
-        raise DataError(f"{path} holds values of type {values.dtype}, no gray levels; save their magnitude, say")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise DataError(f"{path} holds NaN or infinity; replace these pixels")
-    return values.astype(np.float32)
+    low, high = np.inf, -np.inf
+    for frame in frames:
+        if (values := frame[np.isfinite(frame)]).size:
+            low, high = min(low, values.min()), max(high, values.max())
+    if low > high:
+        raise DataError(f"{path} holds nothing but NaN and infinity; there is no image in it")
+    return float(low), float(high)
 
 
 def narrow(dtype: np.dtype) -> np.dtype:
@@ -103,12 +105,15 @@ def stored(values: np.ndarray, dtype: np.dtype, limits: tuple[float, float] | No
 
     :param dtype: of the file.
     :param limits: the least and the largest number; those of the type by default.
+    :raises ValueError: one is NaN, for which there is no whole number.
 
     >>> stored(np.array([-3.0, 1.5, 2.5, 300.0]), np.dtype(np.uint8))
     array([  0,   2,   2, 255], dtype=uint8)
     """
     if dtype.kind == "f":
         return values.astype(dtype)
+    if np.isnan(values).any():
+        raise ValueError(f"NaN cannot be stored as {dtype}")
     low, high = limits or (np.iinfo(dtype).min, np.iinfo(dtype).max)
     result = np.empty(values.shape, dtype)
     for first in range(0, len(values), AT_ONCE):  # a copy of a large image in float64 is what would take most memory

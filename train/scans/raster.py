@@ -35,7 +35,7 @@ from train.data.formats import imported
 from train.data.readers import value_range
 from train.files import atomic_file
 from train.scans.base import Derivation, Scan
-from train.scans.pixels import DEFLATED, checked, finite, narrow, read_guarded, refuse_large, refuse_short, stored
+from train.scans.pixels import DEFLATED, checked, extremes, narrow, read_guarded, refuse_large, refuse_short, stored
 
 QUALITY = 98
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -312,8 +312,7 @@ class Tiff(Scan):
         dtype = self._pages[0].dtype
         if dtype == np.uint8:
             return 0.0, 255.0
-        extremes = [(pixels.min(), pixels.max()) for pixels in map(self.read, range(self.frames))]
-        low, high = float(min(low for low, _ in extremes)), float(max(high for _, high in extremes))
+        low, high = extremes(self.path, map(self.read, range(self.frames)))
         bits = dtype.kind in "iu" and low >= 0 and high < 2**16
         return value_range(np.dtype(np.uint16 if bits else np.float32), low, high)
 
@@ -322,7 +321,7 @@ class Tiff(Scan):
         return page.height, page.width
 
     def read(self, frame: int) -> np.ndarray:
-        values = finite(self.path, self._pixels(frame)[..., : self.channels])
+        values = self._pixels(frame)[..., : self.channels].astype(np.float32)
         page = self._pages[frame]
         if page.inverted:
             values = (255 if page.dtype == np.uint8 else np.iinfo(page.dtype).max) - values

@@ -30,7 +30,7 @@ from train.data.readers import value_range
 from train.data.volumes import nifti_through_plane, slices_of, through_plane
 from train.files import atomic_file
 from train.scans.base import Derivation, Scan
-from train.scans.pixels import DEFLATED, checked, finite, narrow, read_guarded, refuse_large, refuse_short, stored
+from train.scans.pixels import DEFLATED, checked, extremes, narrow, read_guarded, refuse_large, refuse_short, stored
 
 _COMMENT = 6  # the code of an extension of text (nifti1_io.h)
 _LONGEST_HEADER = 2**28  # bytes, with its extensions
@@ -81,8 +81,7 @@ class Volume(Scan):
     def value_range(self) -> tuple[float, float]:  # type: ignore[override]
         if self._dtype == np.uint8 and (self._slope, self._intercept) == (1, 0):
             return 0.0, 255.0
-        extremes = [(values.min(), values.max()) for values in map(self.read, range(self.frames))]
-        low, high = float(min(low for low, _ in extremes)), float(max(high for _, high in extremes))
+        low, high = extremes(self.path, map(self.read, range(self.frames)))
         bits = self._dtype.kind in "iu" and (self._slope, self._intercept) == (1, 0) and low >= 0
         return value_range(np.dtype(np.uint16 if bits else np.float32), low, high)
 
@@ -90,7 +89,7 @@ class Volume(Scan):
         plane = self._slices(read_guarded(self.path, self._stored), frame)
         if (self._slope, self._intercept) != (1, 0):
             plane = plane.astype(np.float64) * self._slope + self._intercept
-        return finite(self.path, plane)
+        return plane.astype(np.float32)
 
     def _slices(self, volume: np.ndarray, frame: int) -> np.ndarray:
         """A view of one slice, ``[H, W, channels]``."""
