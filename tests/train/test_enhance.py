@@ -220,6 +220,8 @@ def test_what_is_no_number_stays_and_spreads_nothing(runs):
     far = np.ones_like(image, bool)
     far[10:31, 10:31] = far[:16, :16] = False
     np.testing.assert_array_equal(found[far], whole[far])
+    larger = frame(runs(2, task="sr2"), holes[..., None])[..., 0]
+    assert np.isnan(larger[40:42, 40:42]).all() and np.isnan(larger).sum() == 4
 
 
 def test_one_value_all_over_is_left_alone(runs):
@@ -351,6 +353,8 @@ def test_the_reach_is_measured():
     assert reach(torch.nn.Sequential(*layers, torch.nn.Upsample(scale_factor=2)), 1, device=CPU) == 5
     assert reach(torch.nn.Identity(), 1, device=CPU) == 0
     assert reach(lambda images: images - images.mean((2, 3), keepdim=True), 1, device=CPU) is None
+    # A gate that hardly opens, as of ICONet, moves with the brightness of an image and not with its noise.
+    assert reach(lambda images: images * (1 + images.mean((2, 3), keepdim=True) / 1000), 1, device=CPU) is None
 
 
 MEASURED = """
