@@ -573,6 +573,15 @@ def test_runs_of_another_kind(tmp_path, scans, capsys, monkeypatch):
     assert not out.exists()
 
 
+def test_a_run_of_an_earlier_version(tmp_path, scans, capsys):
+    old = Path(__file__).parent / "old_runs" / "version-1"
+    run = tmp_path / "run"
+    shutil.copytree(old / "finished", run)
+    shutil.copy(old / "config.json", run)
+    assert enhance(run, scans, tmp_path / "out") == 0
+    assert "srresnet trained on PHANTOM (generated) gray images of 16 px (tiny)" in capsys.readouterr().out
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Going on
 
