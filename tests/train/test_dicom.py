@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_color_lut, apply_rescale, pixel_array
@@ -196,6 +197,26 @@ class TestPydicomsFiles:
         if "SharedFunctionalGroupsSequence" in source:
             where = source.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0]
         assert (scan.read(0)[..., 0] == apply_rescale(told(scan.path)[0, ..., 0], where)).all()
+
+    @pytest.mark.parametrize(
+        "name", ["CT_small.dcm", "MR_small_RLE.dcm", "color-pl.dcm", "693_UNCR.dcm", "emri_small.dcm"]
+    )
+    def test_another_library_sees_the_same(self, pydicom_files: Path, tmp_path: Path, name: str) -> None:
+        """GDCM, by SimpleITK: values after the rescale, and where in the patient they are."""
+        scan = open_scan(pydicom_files / name)
+        written(scan, tmp_path / name)
+        old, new = (SimpleITK.ReadImage(str(path)) for path in (scan.path, tmp_path / name))
+        assert (SimpleITK.GetArrayFromImage(old) == SimpleITK.GetArrayFromImage(new)).all()
+        assert (new.GetSpacing(), new.GetDirection()) == (old.GetSpacing(), old.GetDirection())
+        assert new.GetOrigin() == old.GetOrigin()
+        if "PixelSpacing" not in pydicom.dcmread(scan.path):
+            return
+        written(scan, tmp_path / f"fine-{name}", Derivation("", "", scale=2))
+        fine = SimpleITK.ReadImage(str(tmp_path / f"fine-{name}"))
+        corner = [-0.5, -0.5, *[0] * (old.GetDimension() - 2)]
+        expected = old.TransformContinuousIndexToPhysicalPoint(corner)
+        assert fine.TransformContinuousIndexToPhysicalPoint(corner) == pytest.approx(expected, abs=1e-4)
+        assert fine.GetSpacing()[:2] == pytest.approx([each / 2 for each in old.GetSpacing()[:2]])
 
     @pytest.mark.parametrize("name", ["CT_small.dcm", "examples_overlay.dcm", "color-pl.dcm", "emri_small.dcm"])
     def test_nothing_that_identifies_a_person_is_left(self, pydicom_files: Path, tmp_path: Path, name: str) -> None:

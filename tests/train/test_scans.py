@@ -98,6 +98,16 @@ class TestPillow:
         larger = imagecodecs.png_decode(rewritten(path, Derivation("", "", scale=2)).read_bytes())
         assert (larger == pixels.repeat(2, 0).repeat(2, 1)).all()
 
+    def test_a_transparent_color_of_sixteen_bits_is_refused(self, tmp_path: Path) -> None:
+        path = png(tmp_path / "x.png", 1, 1, depth=16, data=zlib.compress(b"\0\1\2"))
+        assert open_scan(path).read(0).item() == 258
+        content = path.read_bytes()
+        key = b"tRNS\1\2"
+        chunk = struct.pack(">I", 2) + key + struct.pack(">I", zlib.crc32(key))
+        path.write_bytes(content[:33] + chunk + content[33:])
+        with pytest.raises(DataError, match=r"x\.png has a transparent color in 16 bits"):
+            open_scan(path)
+
     def test_transparency_is_written_as_it_was(self, tmp_path: Path) -> None:
         Image.fromarray(np.concatenate([COLOR, ALPHA], axis=2)).save(tmp_path / "x.png")
         scan = open_scan(tmp_path / "x.png")

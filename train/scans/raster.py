@@ -89,6 +89,8 @@ class Raster(Scan):
             self._alpha = image.has_transparency_data
             if self._deep:
                 gray = _png_color(file) in (0, 4)
+                if self._alpha and _png_color(file) in (0, 2):
+                    raise DataError(f"{self.path} has a transparent color in 16 bits, which is not kept; give it alpha")
                 if not gray or self._alpha:
                     imported("imagecodecs", self.path)  # said now, not after the network has worked
             elif image.mode == "P" and self.format != "BMP":
@@ -124,10 +126,8 @@ class Raster(Scan):
     def _decoded(self) -> np.ndarray:
         planes = self.channels + self._alpha
         if self._deep and (self.channels == 3 or self._alpha):
-            pixels = imported("imagecodecs", self.path).png_decode(self.path.read_bytes())
-            if pixels.ndim == 3 and pixels.shape[2] == planes and pixels.dtype == np.uint16:
-                return pixels
-            raise DataError(f"{self.path} has a transparent color in 16 bits, which is not kept; save it with alpha")
+            decoded: np.ndarray = imported("imagecodecs", self.path).png_decode(self.path.read_bytes())
+            return decoded.reshape(*self._size, planes)
         with self.path.open("rb") as file, self._plugin(file) as image:
             if self._deep:
                 return np.asarray(image).reshape(*self._size, 1).astype(np.uint16)

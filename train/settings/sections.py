@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models import CRITIC, IP, SEG, VR, Networks, Registry, UnknownNameError
-from train.data.window import Window
 from train.errors import RunError
 from train.losses import IMAGE_LOSSES
 from train.strategies import STRATEGIES, Strategy, strategy_class
@@ -133,6 +132,8 @@ class Data(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.window is not None:
+            from train.data.window import Window  # with it come all data sets, which take longer than --help should
+
             try:
                 Window.parse(self.window)
             except ValueError as error:
