@@ -220,6 +220,8 @@ def test_what_is_no_number_stays_and_spreads_nothing(runs):
     far = np.ones_like(image, bool)
     far[10:31, 10:31] = far[:16, :16] = False
     np.testing.assert_array_equal(found[far], whole[far])
+    larger = frame(runs(2, task="sr2"), holes[..., None])[..., 0]
+    assert np.isnan(larger[40:42, 40:42]).all() and np.isnan(larger).sum() == 4
 
 
 def test_one_value_all_over_is_left_alone(runs):
@@ -351,6 +353,8 @@ def test_the_reach_is_measured():
     assert reach(torch.nn.Sequential(*layers, torch.nn.Upsample(scale_factor=2)), 1, device=CPU) == 5
     assert reach(torch.nn.Identity(), 1, device=CPU) == 0
     assert reach(lambda images: images - images.mean((2, 3), keepdim=True), 1, device=CPU) is None
+    # A gate that hardly opens, as of ICONet, moves with the brightness of an image and not with its noise.
+    assert reach(lambda images: images * (1 + images.mean((2, 3), keepdim=True) / 1000), 1, device=CPU) is None
 
 
 MEASURED = """
@@ -567,6 +571,15 @@ def test_runs_of_another_kind(tmp_path, scans, capsys, monkeypatch):
     RunFolder(nan).write_weights({"ip": network}, to_json(settings))
     assert "weights that are no numbers" in refused(capsys, nan, scans, out)
     assert not out.exists()
+
+
+def test_a_run_of_an_earlier_version(tmp_path, scans, capsys):
+    old = Path(__file__).parent / "old_runs" / "version-1"
+    run = tmp_path / "run"
+    shutil.copytree(old / "finished", run)
+    shutil.copy(old / "config.json", run)
+    assert enhance(run, scans, tmp_path / "out") == 0
+    assert "srresnet trained on PHANTOM (generated) gray images of 16 px (tiny)" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------------------------------------------------

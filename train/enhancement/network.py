@@ -99,8 +99,8 @@ class Enhancer:
         """One frame, enhanced.
 
         Values keep their meaning, and nothing outside of the window is lost: what is added to the image is what the
-        network changes of it within the window, times ``strength``. What is no number stays so (where the image is
-        enlarged, it becomes the black of the window).
+        network changes of it within the window, times ``strength``. NaN stays NaN, and spreads nothing: the network
+        sees black there.
 
         :param image: ``float32 [H, W, C]``, C 1 or 3, in the values of the file. It is written over.
         :param window: the values that are black and white.
@@ -151,6 +151,9 @@ class Enhancer:
             values = part[0, :, : len(result) - top, : width * self.scale].permute(1, 2, 0).numpy()
             result[top : top + len(values)] = np.float32(low) + np.float32(span) * values
             top += part.shape[2]
+        holes = np.isnan(image)
+        if holes.any():
+            result[holes.repeat(self.scale, 0).repeat(self.scale, 1)] = np.nan
         return result
 
     def seen(self, image: np.ndarray, window: tuple[float, float]) -> np.ndarray:

@@ -55,7 +55,7 @@ def write(
         path,
         Page(
             title=f"Enhanced by {run.name}",
-            source="phantom" if run.source == "phantom" else "real",
+            source="real",  # a person's own, whatever the network has learned from: the introduction says that
             verdict=[NOT_FOR_DIAGNOSIS, run.introduction, *verdict, f"{shown}, evenly chosen among them."],
             facts=facts,
             tables=[Table("Files", ["file", "pixels", "frames", "noise before", "noise after", "remarks"], rows, note)],
