@@ -20,8 +20,8 @@ def train(parts: int) -> tuple[nn.Module, list[float]]:
     """:param parts: micro-batches of 16 / parts images in a step."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
     ip, vr = networks()
-    gradprom = gp.GradPromAdamW(ip.parameters(), lr=3e-3, aux_weight=0.02)
-    vr_optimizer = torch.optim.AdamW(vr.parameters(), lr=3e-3)
+    gradprom = gp.GradPromSGD(ip.parameters(), lr=0.2, momentum=0.9, aux_weight=0.02)
+    vr_optimizer = torch.optim.SGD(vr.parameters(), lr=0.2)
     ip, vr, opt, vr_opt, batches = accelerator.prepare(ip, vr, gradprom, vr_optimizer, loader(16 // parts))
     gates = []
     for _ in range(EPOCHS):

@@ -239,23 +239,19 @@ def test_several_auxiliaries(example):
     assert_same(ip, other)
 
 
-@pytest.mark.parametrize("parts", [1, 4])
-def test_micro_batches(example, parts):
-    """Both are one batch of 16 images."""
-    ip, gates = example("micro_batches").train(parts)
-    expected, expected_gates = by_hand(
-        batch_size=16,
-        optimizer=lambda ip: torch.optim.SGD(ip.parameters(), lr=0.2, momentum=0.9),
-        vr_optimizer=lambda vr: torch.optim.SGD(vr.parameters(), lr=0.2),
-    )
-    assert gates == expected_gates
-    assert_same(ip, expected)
+SGD = {
+    "optimizer": lambda ip: torch.optim.SGD(ip.parameters(), lr=0.2, momentum=0.9),
+    "vr_optimizer": lambda vr: torch.optim.SGD(vr.parameters(), lr=0.2),
+}
+"""For what depends on the size of the gradients, which Adam does not."""
 
 
 @pytest.mark.parametrize("parts", [1, 4])
-def test_accelerate(example, parts):
-    ip, gates = example("with_accelerate").train(parts)
-    expected, expected_gates = by_hand(batch_size=16)
+@pytest.mark.parametrize("name", ["micro_batches", "with_accelerate"])
+def test_micro_batches(example, name, parts):
+    """All are one batch of 16 images."""
+    ip, gates = example(name).train(parts)
+    expected, expected_gates = by_hand(batch_size=16, **SGD)
     assert gates == expected_gates
     assert_same(ip, expected)
 
@@ -294,11 +290,7 @@ def test_ema(example):
             for mean, p in zip(means[0].parameters(), ip.parameters(), strict=True):
                 mean.copy_(0.9 * mean + 0.1 * p)
 
-    expected, _ = by_hand(
-        optimizer=lambda ip: torch.optim.SGD(ip.parameters(), lr=0.2, momentum=0.9),
-        vr_optimizer=lambda vr: torch.optim.SGD(vr.parameters(), lr=0.2),
-        after=after,
-    )
+    expected, _ = by_hand(**SGD, after=after)
     assert_same(ip, expected)
     assert_same(average.module, means[0])
     assert distance(ip, means[0]) > 1e-3, "the average is another network"
