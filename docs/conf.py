@@ -30,7 +30,9 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 # Every cross-reference is to something on these pages; what PyTorch and Python own is not, as looking it up would need
 # a network.
 nitpicky = True
-_FOREIGN = r"(torch|gradprom_ext\.plan|ProcessGroup|Tensor|OneOrSeveral|Backend|collections|typing|optional|np|numpy)\b.*"
+_FOREIGN = (
+    r"(torch|gradprom_ext\.plan|ProcessGroup|Tensor|OneOrSeveral|Backend|collections|typing|optional|np|numpy)\b.*"
+)
 nitpick_ignore_regex = [(r"py:.*", _FOREIGN), (r"py:class", r"[a-z_ ]+")]
 suppress_warnings = [
     "myst.header",  # a page of results may begin below a heading that is elsewhere
