@@ -156,6 +156,17 @@ class TestFrames:
         with pytest.raises(DataError, match=r"mask .*a\.png has 1 frames or slices"):
             read(root)
 
+    def test_the_mask_of_a_photograph_is_no_volume(self, root: Path) -> None:
+        (root / "masks").mkdir()
+        for i in range(3):
+            Image.fromarray(RNG.integers(0, 99, (6, 5), dtype=np.uint8)).save(root / "images" / f"{i}.png")
+            nifti(root / "masks" / f"{i}.nii", RNG.integers(0, 2, (5, 6, 1)).astype(np.uint8))
+        expected = nibabel.load(root / "masks" / read(root).test.names[0].replace("png", "nii")).get_fdata()[..., 0].T
+        assert (read(root).test.mask(0).numpy() == expected).all()
+        nifti(root / "masks" / "1.nii", RNG.integers(0, 2, (5, 6, 2)).astype(np.uint8))
+        with pytest.raises(DataError, match=r"mask .*1\.nii has 2 frames or slices, and its image .*1\.png 1"):
+            read(root)
+
     def test_a_mask_of_another_format(self, root: Path) -> None:
         (root / "masks").mkdir()
         for i in range(3):

@@ -149,32 +149,27 @@ def _frames(name: str, path: Path, mask: Path | None) -> list[Example]:
 
     :raises DataError: it cannot be opened, or its mask has not as many frames.
     """
-    if not _has_frames(path):
-        return [Example(id=name, image=ImageFile(path), mask=None if mask is None else _mask(mask, 0, None))]
-    scan = opened(path)
+    scan = opened(path) if _has_frames(path) else None
+    frames = 1 if scan is None else scan.frames
     axis = getattr(scan, "through", None)
-    if mask is not None and (scan.frames > 1 or _has_frames(mask)):
-        found = opened(mask, axis) if _has_frames(mask) else None
-        if (number := found.frames if found is not None else 1) != scan.frames:
-            raise DataError(f"the mask {mask} has {number} frames or slices, and its image {path} {scan.frames}")
-    if scan.frames == 1:
-        found_mask = None if mask is None else _mask(mask, 0, axis)
-        return [Example(id=name, image=ScanFrame(path, 0), mask=found_mask, patient=scan.patient)]
-    digits = max(3, len(str(scan.frames - 1)))
+    masks: list[Reader | None] = [None] * frames
+    if mask is not None and _has_frames(mask):
+        masks = [ScanMask(mask, index, axis) for index in range(opened(mask, axis).frames)]
+    elif mask is not None:
+        masks = [MaskFile(mask)]
+    if len(masks) != frames:
+        raise DataError(f"the mask {mask} has {len(masks)} frames or slices, and its image {path} {frames}")
+    if scan is None:
+        return [Example(id=name, image=ImageFile(path), mask=masks[0])]
+    if frames == 1:
+        return [Example(id=name, image=ScanFrame(path, 0), mask=masks[0], patient=scan.patient)]
+    digits = max(3, len(str(frames - 1)))
+    # Slices of which nobody is told to be the patient are one patient's.
+    patient = scan.patient or name
     return [
-        Example(
-            id=f"{_stem(name)}-{index:0{digits}d}",
-            image=ScanFrame(path, index),
-            mask=None if mask is None else _mask(mask, index, axis),
-            # Slices of which nobody is told to be the patient are one patient's.
-            patient=scan.patient or name,
-        )
-        for index in range(scan.frames)
+        Example(f"{_stem(name)}-{index:0{digits}d}", ScanFrame(path, index), each, patient=patient)
+        for index, each in enumerate(masks)
     ]
-
-
-def _mask(path: Path, index: int, axis: int | None) -> Reader:
-    return ScanMask(path, index, axis) if _has_frames(path) else MaskFile(path)
 
 
 def _has_frames(path: Path) -> bool:
