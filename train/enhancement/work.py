@@ -227,7 +227,8 @@ def _pooled(
         if stop.requested:
             tell()
         done, _ = wait(waiting, timeout=PAUSE, return_when=FIRST_COMPLETED)
-        for future in done:
+        # What was done before the pool broke is not taken for lost.
+        for future in sorted(done, key=lambda each: each.exception() is not None):
             outcome = future.result()
             del waiting[future]
             yield outcome
