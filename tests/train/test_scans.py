@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
@@ -380,6 +381,17 @@ class TestBadFiles:
         assert (tmp_path / "y.tif").read_bytes() == b"earlier"
         assert sorted(each.name for each in tmp_path.iterdir()) == ["x.tif", "y.tif"]
 
+    def test_pages_in_a_circle(self, tmp_path: Path) -> None:
+        tifffile.imwrite(tmp_path / "x.tif", np.stack([GRAY, GRAY]), photometric="minisblack", metadata=None)
+        data = bytearray((tmp_path / "x.tif").read_bytes())
+        with tifffile.TiffFile(tmp_path / "x.tif") as file:
+            first, second = (page.offset for page in file.pages)
+            place = second + 2 + 12 * len(file.pages[1].tags)
+        data[place : place + 4] = struct.pack("<I", first)
+        (tmp_path / "x.tif").write_bytes(data)
+        scan = open_scan(tmp_path / "x.tif")
+        assert scan.frames == 2
+
 
 class TestIsScan:
     def test_by_name(self, tmp_path: Path) -> None:
@@ -401,6 +413,8 @@ class TestIsScan:
         for name, header in headers.items():
             (tmp_path / name).write_bytes(header)
             assert is_scan(tmp_path / name), name
+        os.mkfifo(tmp_path / "pipe")
+        assert not is_scan(tmp_path / "pipe")
         for name, header in {"zeros": b"\0" * 300, "short": b"\x08\0", "text": b"#!/bin/sh\n"}.items():
             (tmp_path / name).write_bytes(header)
             assert not is_scan(tmp_path / name), name

@@ -333,7 +333,7 @@ def _deep_tiff(path: Path) -> np.ndarray | None:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
-        pages = [page for page in file.pages if not getattr(page, "is_reduced", False)]
+        pages = tiff_pages(file)
         if len(pages) != 1:
             raise DataError(f"{path} holds {len(pages)} images; save each of them in a file of its own")
         page: Any = pages[0]
@@ -345,6 +345,13 @@ def _deep_tiff(path: Path) -> np.ndarray | None:
         if page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
             pixels = np.moveaxis(pixels, 0, -1)
         return pixels
+
+
+def tiff_pages(file: Any) -> list[Any]:
+    """The pages of an open TIFF file (tifffile) but previews, each of which has its ``index`` in the file."""
+    # Their number is asked for first: where the last page leads back to another one, iterating would not end.
+    every = [file.pages[index] for index in range(len(file.pages))]
+    return [page for page in every if not getattr(page, "is_reduced", False)]
 
 
 def arranged(path: Path, pixels: np.ndarray, channels: int) -> np.ndarray:

@@ -29,6 +29,8 @@ def is_scan(path: Path) -> bool:
         return False
     if name.endswith(ENDINGS):
         return True
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with path.open("rb") as file:
             return _begins_as_dicom(file.read(_HEADER))

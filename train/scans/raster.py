@@ -32,7 +32,7 @@ from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugi
 
 from train.data.base import DataError
 from train.data.formats import imported
-from train.data.readers import value_range
+from train.data.readers import tiff_pages, value_range
 from train.files import atomic_file
 from train.scans.base import Derivation, Scan
 from train.scans.pixels import DEFLATED, checked, extremes, narrow, read_guarded, refuse_large, refuse_short, stored
@@ -240,11 +240,7 @@ class Tiff(Scan):
         import tifffile
 
         with tifffile.TiffFile(self.path) as file:
-            pages = [
-                self._page(index, page)
-                for index, page in enumerate(file.pages)
-                if not getattr(page, "is_reduced", False)
-            ]
+            pages = [self._page(page) for page in tiff_pages(file)]
             if not pages:
                 raise DataError(f"{self.path} holds no image but previews; save it again")
             if (said := (file.imagej_metadata or {}).get("images", 1)) > len(pages):
@@ -255,10 +251,10 @@ class Tiff(Scan):
             raise DataError(f"{self.path} holds pages of different kinds; save each of them in a file of its own")
         return pages
 
-    def _page(self, index: int, page: Any) -> _Page:
+    def _page(self, page: Any) -> _Page:
         from tifffile import EXTRASAMPLE, PHOTOMETRIC
 
-        where = f"page {index + 1} of {self.path}"
+        where = f"page {page.index + 1} of {self.path}"
         page = page.aspage()
         kinds = PHOTOMETRIC
         photometric, samples = page.photometric, page.samplesperpixel
@@ -285,7 +281,7 @@ class Tiff(Scan):
         if alpha and page.extrasamples and page.extrasamples[0] == EXTRASAMPLE.ASSOCALPHA and dtype.kind == "f":
             raise DataError(f"{where} has premultiplied alpha in floating point; save it without alpha")
         return _Page(
-            index,
+            page.index,
             page.imagelength,
             page.imagewidth,
             np.dtype(np.uint8) if dtype.kind == "b" or photometric == kinds.PALETTE else dtype.newbyteorder("="),

@@ -34,7 +34,7 @@ from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, Image
 from train.data.formats import files_of
 from train.data.frames import ScanFrame, ScanMask, opened
 from train.data.layout import table
-from train.data.readers import ImageFile, MaskFile, Reader
+from train.data.readers import ImageFile, MaskFile, Reader, tiff_pages
 from train.data.splits import refuse_shared_patients, seeded
 
 # By these names people know that a file is an image; what is in it is found out when it is read.
@@ -180,7 +180,7 @@ def _has_frames(path: Path) -> bool:
 
     try:
         with tifffile.TiffFile(path) as file:
-            return sum(not getattr(page, "is_reduced", False) for page in file.pages) > 1
+            return len(tiff_pages(file)) > 1
     except Exception:  # a damaged file; its reader has the words for it
         return False
 
