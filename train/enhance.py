@@ -220,11 +220,11 @@ def _enhanced(
             console.print(printable(_line(outcome, len(outcomes), len(left))), soft_wrap=True)
             advance()
         summary = _summary(outcomes, skipped, len(left) - len(outcomes), time.monotonic() - begun)
+        for line in summary:
+            _say(line)
         if given.report and not stop.requested:
             _report(given, trained, todo, record, outcomes, summary)
-            summary.append(f"Report: {todo.report}")
-    for line in summary:
-        _say(line)
+            _say(f"Report: {todo.report}")
     if stop.requested:
         _say(f"Stopped. To go on, give the same command again: {shell_word(given.output)} has what is done.")
         return INTERRUPTED
