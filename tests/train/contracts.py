@@ -242,14 +242,19 @@ def _check_own_loss(network: nn.Module, terms: Mapping[str, float], scale: int, 
 
 
 def _check_learning(network: nn.Module, side: int, *, last_is_zero: bool) -> None:
-    """Every parameter gets a gradient; the second time, where a last layer that begins at zero passes nothing on."""
+    """Every parameter gets a gradient from what the network is trained with: a loss of its own, where it has one, else
+    the mean squared error. The second time, where a last layer that begins at zero passes nothing on."""
     images = torch.rand(2, 1, side, side + 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
     given = (images, images.detach().flip(0)) if getattr(network, "takes_guide", False) else (images,)
     optimizer = torch.optim.SGD(network.train().parameters(), lr=1e-2)
     for _ in range(1 + last_is_zero):
         optimizer.step()
         optimizer.zero_grad()
-        (network(*given) - 0.3).square().mean().backward()
+        output = network(*given)
+        loss = (output - 0.3).square().mean()
+        if hasattr(network, "training_loss"):
+            loss = network.training_loss(images, torch.full_like(output, 0.3)).total()
+        loss.backward()
     silent = [name for name, each in network.named_parameters() if each.grad is None or not each.grad.any()]
     # A shift in front of a normalization has no effect, and the gradient that says so is lost in rounding.
     assert all(name.endswith("bias") for name in silent), f"these parameters never learn: {silent}"
