@@ -76,13 +76,16 @@ def run(given: argparse.Namespace, settings: Settings) -> int:
 
     display = Brief(Console(markup=False, emoji=False, highlight=False))
     starts = [each.strip() for each in given.starts.split(",") if each.strip()]
-    planned = {start: settings.change({"vr_start": start}) for start in _known(starts)}
-    files = _files(given.weights, planned)
+    known = _known(starts)
+    files = _files(given.weights, known)
     look_up(settings)
     device = choose_device(settings.training.device)
     data = load_data(settings, progress=display.console.is_terminal)
     if data.size is None:
         raise RunError("embeddings are compared between images of one size; give a --size")
+    # As a run does, with which pre-trainings are shared.
+    settings = settings.change({"source": data.source})
+    planned = {start: settings.change({"vr_start": start}) for start in known}
     facts = fingerprint(data)
     out = expanded(given.out, "--out")
     # All encoders first: what cannot be had is said before anything is judged.
@@ -130,7 +133,7 @@ def _known(starts: Sequence[str]) -> list[str]:
     return list(starts)
 
 
-def _files(texts: Sequence[str], taken: Mapping[str, Any]) -> dict[str, Path]:
+def _files(texts: Sequence[str], taken: Sequence[str]) -> dict[str, Path]:
     """
     :raises RunError: a text is not ``NAME=FILE``, or its name is taken.
     """

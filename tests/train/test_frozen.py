@@ -16,7 +16,7 @@ from torch import nn
 from models import VR
 from models.decoder import Decoder
 from models.slices import SliceHead
-from train import probe
+from train import experiment, probe, run
 from train.data.base import Subset
 from train.evaluation.frozen import embeddings, freeze, judge, linear_probe, stacks, train_head
 from train.evaluation.spectrum import spectrum
@@ -283,10 +283,27 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (out / "spectrum.png").read_bytes().startswith(b"\x89PNG")
     assert "once: it is kept in the cache" in capsys.readouterr().out
 
-    # The pre-training of a run is the one that is judged: nothing is trained anew, and the same is said of it.
+    # Nothing is trained anew, and the same is said of it.
     assert probe.main(argv) == 0
     assert "once" not in capsys.readouterr().out
     assert json.loads((out / "probe.json").read_text()) == written
+
+
+def test_the_pre_training_of_a_run_is_the_one_that_is_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where neither is told whether the data are real (the tiny ones never are)."""
+    load = experiment.load_data
+    monkeypatch.setattr(
+        experiment, "load_data", lambda settings, **how: load(settings.change({"source": "phantom"}), **how)
+    )
+    own = flags(dataset="tiny-masks", source="auto", max_steps=1)
+    place = own.index("--head-steps")
+    del own[place : place + 2]
+    assert run.main(["--vr-start", "frepa", "--out", str(tmp_path / "run"), *own]) == 0, capsys.readouterr().err
+    assert "Pre-training (frepa)" in capsys.readouterr().out
+    assert probe.main(["--starts", "frepa", "--head-steps", "1", "--out", str(tmp_path / "out"), *own]) == 0
+    assert "Pre-training (frepa)" not in capsys.readouterr().out
 
 
 def test_a_file_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
