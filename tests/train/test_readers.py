@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from train.data import DataError
-from train.data.readers import ImageFile, MaskFile, class_indices, resized, resized_mask, value_range
+from train.data.readers import ImageFile, MaskFile, class_indices, in_parallel, resized, resized_mask, value_range
 
 
 class TestEightBits:
@@ -300,3 +301,21 @@ class TestMasks:
 )
 def test_value_range(dtype: type, low: float, high: float, expected: tuple[float, float]) -> None:
     assert value_range(np.dtype(dtype), low, high) == expected
+
+
+def test_no_thread_outlives_a_reader_that_fails() -> None:
+    before = threading.active_count()
+    with (
+        pytest.raises(ZeroDivisionError) as held,
+        in_parallel(  # its traceback keeps what the block held
+            str, range(1000), total=1000, what="numbers", progress=False
+        ) as results,
+    ):
+        assert next(results) == "0"
+        raise ZeroDivisionError
+    assert threading.active_count() == before and held is not None
+
+
+def test_results_come_in_order() -> None:
+    with in_parallel(str, range(50), total=50, what="numbers", progress=False) as results:
+        assert list(results) == [str(i) for i in range(50)]

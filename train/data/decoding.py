@@ -220,19 +220,19 @@ def _build(listing: Listing, view: View, *, what: str, progress: bool) -> dict[s
     images, masks = ({split: _Pile() for split in SPLITS} for _ in range(2))
     dtypes, extremes, all_values = [], [], []
     places = [split for split in SPLITS for _ in listing.splits[split]]
-    results = readers.in_parallel(work, examples, total=len(examples), what=what, progress=progress)
-    for split, example, (seen, mask, dtype, low, high, values) in zip(places, examples, results, strict=True):
-        dtypes.append(dtype)
-        if dtype != dtypes[0]:
-            raise DataError(
-                f"{example.image.files[0]} holds {dtype} values and {examples[0].image.files[0]} {dtypes[0]}: which "
-                "values are equally bright cannot be known; save all images in one type"
-            )
-        extremes += [low, high]
-        all_values.append(values)
-        images[split].add(seen)
-        if mask is not None:
-            masks[split].add(mask)
+    with readers.in_parallel(work, examples, total=len(examples), what=what, progress=progress) as results:
+        for split, example, (seen, mask, dtype, low, high, values) in zip(places, examples, results, strict=True):
+            dtypes.append(dtype)
+            if dtype != dtypes[0]:
+                raise DataError(
+                    f"{example.image.files[0]} holds {dtype} values and {examples[0].image.files[0]} {dtypes[0]}: "
+                    "which values are equally bright cannot be known; save all images in one type"
+                )
+            extremes += [low, high]
+            all_values.append(values)
+            images[split].add(seen)
+            if mask is not None:
+                masks[split].add(mask)
 
     mask_classes, divisor = 0, 1
     if any(example.mask is not None for example in examples):

@@ -7,6 +7,7 @@ would lose some on the way is refused. How values become [0, 1] is decided for a
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -282,8 +283,15 @@ def resized_mask(indices: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(indices).resize((size, size), Image.Resampling.NEAREST))
 
 
-def in_parallel(work: Callable[[T], R], items: Iterable[T], *, total: int, what: str, progress: bool) -> Iterator[R]:
-    """``work`` on every item, on every core, in order.
+@contextlib.contextmanager
+def in_parallel(
+    work: Callable[[T], R], items: Iterable[T], *, total: int, what: str, progress: bool
+) -> Iterator[Iterator[R]]:
+    """``work`` on every item, on every core, in order: a block that is given the results, and at whose end no thread is
+    left, however it ends.
+
+    A generator would do without a block. One whose reader fails is ended when Python collects it, which may be in the
+    middle of the start of another thread, which this would then wait for while it holds what that needs.
 
     :param what: what the progress bar says is being done.
     :param progress: show a progress bar on stderr.
@@ -295,7 +303,9 @@ def in_parallel(work: Callable[[T], R], items: Iterable[T], *, total: int, what:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             results = pool.map(work, items)
-            yield from track(results, what, total, console=Console(stderr=True), disable=not progress)
+            tracked = track(results, what, total, console=Console(stderr=True), disable=not progress)
+            with contextlib.closing(tracked):  # type: ignore[type-var]  # it is a generator
+                yield iter(tracked)
         except BaseException:
             pool.shutdown(cancel_futures=True)  # a damaged file is reported now, not after all others are read
             raise

@@ -195,17 +195,17 @@ def _look(folder: Path, found: list[_Volume], cache: ArrayCache, progress: bool)
     from train.data.readers import in_parallel
 
     def build() -> dict[str, np.ndarray]:
-        seen = in_parallel(
+        with in_parallel(
             lambda each: volumes.facts(each.path, each.axis),
             found,
             total=len(found),
             what="Looking through MR volumes",
             progress=progress,
-        )
-        return {
-            str(place): np.array([about.low, about.white, about.slices, *about.kept], np.float64)
-            for place, about in enumerate(seen)
-        }
+        ) as seen:
+            return {
+                str(place): np.array([about.low, about.white, about.slices, *about.kept], np.float64)
+                for place, about in enumerate(seen)
+            }
 
     digests = cache.digests(folder, [volume.path for volume in found])
     key = {
