@@ -66,7 +66,6 @@ def tell_scaler(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, 
     """
     for found in scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values():
         found.add_(skipped.to(found.device, found.dtype, non_blocking=True))
-        return
 
 
 def keep_busy(cycles: int) -> None:

@@ -61,7 +61,8 @@ class Replicas:
             present = torch.tensor([float(g is not None) for g in grads], device=like[0].device)
         else:  # nothing comes from the host, for which a device would wait
             present = torch.ones(len(grads), device=like[0].device)
-        pending = [(present, dist.all_reduce(present, group=self.group, async_op=True))]
+        counted = dist.all_reduce(present, group=self.group, async_op=True)
+        pending = []
         results: list[Tensor | None] = [None] * len(grads)
         for places in _buckets(like):
             flat = torch.cat([_dense(grads[i], like[i]) for i in places])
@@ -72,8 +73,8 @@ class Replicas:
                 start += like[i].numel()
         for sent, work in pending:
             work.wait()
-            if sent is not present:
-                sent.div_(self.number)
+            sent.div_(self.number)
+        counted.wait()
         if lacking:
             known = present.tolist()
             results = [result if known[i] else None for i, result in enumerate(results)]
@@ -120,17 +121,13 @@ def _dense(grad: Tensor | None, param: Tensor) -> Tensor:
     """A gradient as one row of numbers, in the order in which the parameter's lie in memory."""
     if grad is None:
         return torch.zeros(param.numel(), dtype=param.dtype, device=param.device)
-    return _in_memory_order(grad.detach().to(param.dtype), param).reshape(-1)
+    return grad.detach().to(param.dtype).permute(_order(param)).reshape(-1)
 
 
 def _order(param: Tensor) -> list[int]:
     """The parameter's axes, from the one with the widest stride to the one with the narrowest."""
     strides = param.stride()
     return sorted(range(param.ndim), key=lambda axis: -strides[axis])
-
-
-def _in_memory_order(tensor: Tensor, param: Tensor) -> Tensor:
-    return tensor.permute(_order(param))
 
 
 def _as_laid_out(row: Tensor, param: Tensor) -> Tensor:

@@ -297,11 +297,12 @@ class GradPromOptimizer(torch.optim.Optimizer):
         if scaler is not None and not scaler.is_enabled():
             scaler = None
         work = self._work
-        if work.capture is not None and work.scaler is not scaler:
+        if work.capture is not None and not work.capture.spent and work.scaler is not scaler:
             raise ValueError("every call of backward() between two steps must be given the same scaler")
+        work.scaler, work.scale = scaler, None
         if scaler is None:
             return losses
-        work.scaler, work.scale = scaler, scaler.scale(torch.ones((), device=losses[0].device))
+        work.scale = scaler.scale(torch.ones((), device=losses[0].device))
         return list(scaler.scale(losses))
 
     def _make_room(self, params: list[Tensor]) -> None:

@@ -173,6 +173,23 @@ def test_steps_that_would_leave_the_scale_in_are_refused(backend):
     opt.step()  # without one, after all
 
 
+@pytest.mark.parametrize("auxiliaries", [0, 1])
+def test_the_next_step_may_do_without_a_scaler(backend, auxiliaries):
+    """Whoever clears through the module, and with an auxiliary or without."""
+    model = net()
+    opt, by = gp.GradPromSGD(model.parameters(), lr=0.1, backend=backend), scaler()
+    opt.backward(*losses(model, 0)[: 1 + auxiliaries], scaler=by)
+    by.step(opt), by.update(), model.zero_grad()
+    before = [p.detach().clone() for p in model.parameters()]
+    opt.backward(*losses(model, 1)[: 1 + auxiliaries])
+    gradients = [p.grad.clone() for p in model.parameters()]
+    opt.step()
+    if not auxiliaries:
+        for p, q, g in zip(model.parameters(), before, gradients, strict=True):
+            torch.testing.assert_close(p, q - 0.1 * g)
+    assert not bool(opt.stats.skipped)
+
+
 def test_copies_do_not_share_a_scaler(backend):
     p = nn.Parameter(torch.ones(3))
     opt, by = gp.GradPromSGD([p], lr=0.1, backend=backend), scaler()
