@@ -70,13 +70,13 @@ def together(folder: Path, number: int, works: dict[str, tuple[str, dict[str, An
 
 
 TRAININGS: dict[str, tuple[int, dict[str, Any]]] = {
-    "sgd": (2, {"kind": "GradPromSGD", "settings": {"lr": 0.1, "momentum": 0.9}, "wrapped": False, "sizes": [2, 2]}),
+    "sgd": (2, {"kind": "GradPromSGD", "settings": {"lr": 0.1, "momentum": 0.9}, "ddp": None, "sizes": [2, 2]}),
     "adamw-ddp": (
         2,
         {
             "kind": "GradPromAdamW",
             "settings": {"lr": 0.01, "gate": "soft", "max_grad_norm": 0.1},
-            "wrapped": True,
+            "ddp": {"gradient_as_bucket_view": True, "find_unused_parameters": True},
             "sizes": [2, 2],
         },
     ),
@@ -85,7 +85,7 @@ TRAININGS: dict[str, tuple[int, dict[str, Any]]] = {
         {
             "kind": "GradPromAdam",
             "settings": {"lr": 0.01, "granularity": "tensor", "backend": "reference"},
-            "wrapped": False,
+            "ddp": None,
             "sizes": [2, 1, 3],
         },
     ),
@@ -114,9 +114,11 @@ def parameters(model: nn.Module) -> list[torch.Tensor]:
 # --- in the processes ---
 
 
-def trained(rank: int, number: int, *, kind: str, settings: dict[str, Any], wrapped: bool, sizes: list[int]) -> Any:
+def trained(
+    rank: int, number: int, *, kind: str, settings: dict[str, Any], ddp: dict[str, bool] | None, sizes: list[int]
+) -> Any:
     model = net()
-    outer: nn.Module = nn.parallel.DistributedDataParallel(model) if wrapped else model
+    outer: nn.Module = model if ddp is None else nn.parallel.DistributedDataParallel(model, **ddp)
     opt = getattr(gp, kind)(model.parameters(), **settings, process_group=dist.group.WORLD)
     gates = []
     for step in range(5):
