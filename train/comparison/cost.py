@@ -8,7 +8,6 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
-from train.comparison.execute import threads_each
 from train.comparison.plan import Job, Plan
 from train.degradations import parse
 from train.recipes import RECIPES
@@ -16,6 +15,7 @@ from train.recipes.base import Preset
 from train.settings import Settings
 from train.settings.sections import NETWORKS
 from train.strategies.auxiliary import AUXILIARIES
+from train.threads import threads_each
 
 # Of a run besides its steps and its evaluation, in seconds: building, figures. Measured on a CPU core with the
 # recipes of preset quick.
@@ -202,17 +202,19 @@ def speed(threads: int) -> float:
     :param threads: of the CPU; a GPU does not ask.
     """
     import torch
-    from torch import nn
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return _speed(torch, nn)
+        return _speed()
     finally:
         torch.set_num_threads(before)
 
 
-def _speed(torch: Any, nn: Any) -> float:
+def _speed() -> float:
+    import torch
+    from torch import nn
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = nn.Sequential(*(nn.Conv2d(32, 32, 3, padding=1) for _ in range(4))).to(device)
     images = torch.rand(4, 32, 64, 64, device=device)

@@ -4,7 +4,6 @@ on, and nothing of anybody else is touched."""
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from train.files import locked, read_json, write_json
 from train.outputs.run_folder import RunFolder
 from train.settings import Settings
 from train.settings.command_line import stored
+from train.threads import cores, threads_each
 
 ABOUT = "comparison.json"
 
@@ -148,16 +148,6 @@ def describe(job: Job, outcome: Outcome) -> str:
     told = [] if metrics.get("psnr") is None else [f"{metrics['psnr']:.2f} dB"]
     told += [f"reader {key[7:]} {metrics[key]:.3f}" for key in ("reader_accuracy", "reader_miou") if metrics.get(key)]
     return f"{arm_key(job.condition, job.arm)}{tried}, seed {job.seed}: {', '.join(told)} ({outcome.seconds:.0f} s)"
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def threads_each(at_once: int) -> int:
-    """Threads of each of some runs side by side."""
-    return max(1, cores() // at_once)
 
 
 MOST_AT_ONCE = 4

@@ -20,8 +20,8 @@ _LIBRARIES = ("pydicom", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "nibabel", "
 
 
 @dataclass(frozen=True)
-class ScanFrame:
-    """One frame of a scan, in the values that its file means (Hounsfield units, say).
+class _OfScan:
+    """What belongs to one frame of a scan.
 
     :param path: of the file.
     :param index: which frame.
@@ -36,11 +36,19 @@ class ScanFrame:
 
     @property
     def code(self) -> tuple[Path, ...]:
-        return _code()
+        """What decodes, besides this file."""
+        import train.scans
+
+        return tuple(sorted(Path(train.scans.__file__).parent.glob("*.py")))
 
     @property
     def files(self) -> tuple[Path, ...]:
         return files_of(self.path)
+
+
+@dataclass(frozen=True)
+class ScanFrame(_OfScan):
+    """One frame of a scan, in the values that its file means (Hounsfield units, say)."""
 
     def read(self, channels: int) -> np.ndarray:
         """
@@ -57,30 +65,14 @@ class ScanFrame:
 
 
 @dataclass(frozen=True)
-class ScanMask:
-    """The class indices that belong to one frame of a scan.
+class ScanMask(_OfScan):
+    """The class indices that belong to one frame of a scan, in a volume or a TIFF file of several pages.
 
-    :param path: of a volume, or a TIFF file of several pages.
-    :param index: which frame.
     :param axis: across which the slices of the images' volume lie, whatever the mask's own header says; ``None``: it
         is no volume.
     """
 
-    path: Path
-    index: int
     axis: int | None = None
-
-    @property
-    def libraries(self) -> tuple[str, ...]:
-        return _LIBRARIES
-
-    @property
-    def code(self) -> tuple[Path, ...]:
-        return _code()
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return files_of(self.path)
 
     def read(self, channels: int = 1) -> np.ndarray:
         """
@@ -112,10 +104,3 @@ def opened(path: Path, axis: int | None = None) -> Scan:
 @lru_cache(maxsize=4)  # frames are read one after the other
 def _opened(path: Path, axis: int | None, stamp: object) -> Scan:
     return opened(path, axis)
-
-
-def _code() -> tuple[Path, ...]:
-    """What decodes, besides this file."""
-    import train.scans
-
-    return tuple(sorted(Path(train.scans.__file__).parent.glob("*.py")))

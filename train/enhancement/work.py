@@ -28,6 +28,7 @@ from train.enhancement.record import Record
 from train.errors import RunError, reason
 from train.scans import open_scan
 from train.scans.base import Derivation
+from train.threads import threads_each
 from train.training.progress import Stop
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -189,7 +190,7 @@ def _side_by_side(
     context = get_context("spawn")  # a process that is forked would share PyTorch's threads
     stopped = context.Event()
     queue = list(reversed(jobs))
-    threads = max(1, (os.cpu_count() or 1) // at_once)
+    threads = threads_each(at_once)
     while queue and not stop.requested:
         started = (order, stopped, threads)
         waiting: dict[Future[Outcome], Job] = {}

@@ -1,7 +1,8 @@
 """What VR begins with: nothing, or a pre-training that had no labels.
 
 What the frozen encoders hold (ring correlation per frequency, linear probe, frozen segmentation) is asked by one
-command over the same cached weights, for each data set:
+command for each data set, on COVID-CT over the same cached weights; on ISIC the recipe pre-trains segmentation
+networks, and the command judges diagnosis networks:
 
     python -m train.probe --masked-steps 160 --masked-seed 0 --dataset covidct
     python -m train.probe --masked-steps 160 --masked-seed 0 --dataset isic2018 --channels 3
