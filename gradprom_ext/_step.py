@@ -35,7 +35,7 @@ class Stepper:
         self._spec = spec
         self.config = config
         self.lambdas = config.lambdas(spec.num_aux)
-        by_device = shares_by_device(spec.params)
+        by_device = self._split(spec.params)
         self.devices = [device for device, _ in by_device]
         self._shares = [share for _, share in by_device]
         # The parameters plan by plan; on the device that decides, where indexing by it does not wait.
@@ -46,6 +46,10 @@ class Stepper:
         parts = [spec] if len(by_device) == 1 else [spec.part(share) for share in self._shares]
         self._plans = [backend.plan(part) for backend, part in zip(self.backends, parts, strict=True)]
         self._fused = len(self._plans) == 1 and config.kernel is not None and self._plans[0].fused
+
+    def _split(self, params: Sequence[Tensor]) -> list[tuple[torch.device, list[int]]]:
+        """Which parameters make up a plan, and the device of each plan."""
+        return shares_by_device(params)
 
     @classmethod
     def stateless(cls, params: list[Tensor], num_aux: int, config: StepConfig) -> Stepper:
@@ -159,7 +163,10 @@ class Stepper:
         return weights if scales is None else weights / scales, stats
 
     def _gram(self) -> Tensor:
-        grams = [plan.gram() for plan in self._plans]
+        return self._together([plan.gram() for plan in self._plans])
+
+    def _together(self, grams: list[Tensor]) -> Tensor:
+        """The Gram matrices of a step, of those of its plans: float64 ``[rows, K + 1, K + 1]``."""
         if len(grams) == 1:
             return grams[0]
         grams = [to_device(g, grams[0].device) for g in grams]
@@ -191,15 +198,19 @@ def _pick(items: Sequence[Any], indices: Sequence[int]) -> list[Any]:
     return [items[i] for i in indices]
 
 
+def named(main: Gradients, aux: Sequence[Gradients]) -> list[tuple[str, Gradients]]:
+    """The gradients of each loss with what messages call them."""
+    return [("main_grads", main), *((f"aux_grads[{k}]", grads) for k, grads in enumerate(aux))]
+
+
 def _name_nonfinite(main: Gradients, aux: Sequence[Gradients]) -> str:
     """Which gradient it is, and what is wrong with it."""
-    named = [("main_grads", main), *((f"aux_grads[{k}]", gs) for k, gs in enumerate(aux))]
-    for name, grads in named:
+    for name, grads in named(main, aux):
         for i, g in enumerate(grads):
             if g is not None and not torch.isfinite(g).all():
                 return f"{name}[{i}] holds NaN or infinity"
     # All are finite, but a sum of their squares is not.
-    for name, grads in named:
+    for name, grads in named(main, aux):
         if not sum(float(g.to(torch.float64).square().sum()) for g in grads if g is not None) < math.inf:
             return f"the squared norm of {name} leaves float64: it is longer than 1e154"
     return "a gradient holds NaN or infinity"

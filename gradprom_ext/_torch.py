@@ -4,6 +4,7 @@ test for each, so that a release which drops or changes one is noticed by name."
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,40 @@ def intercepts_operations(kind: type[Tensor]) -> bool:
     """Whether a class of tensors handles every operation itself, as those of fake tensors and DTensor do: such a tensor
     need not have memory of its own."""
     return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether a tensor is distributed over processes. Where nothing has imported the class there is none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local_of(dtensor: Tensor) -> Tensor:
+    """The part of a DTensor that this process holds, the very object (``to_local`` makes another view each time), once
+    it has arrived."""
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
+
+    local = dtensor._local_tensor  # type: ignore[attr-defined]
+    return local.wait() if isinstance(local, AsyncCollectiveTensor) else local
+
+
+def like(local: Tensor, dtensor: Tensor) -> Tensor:
+    """The DTensor whose part in this process is ``local``, distributed as another one is."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        local,
+        dtensor.device_mesh,  # type: ignore[attr-defined]
+        dtensor.placements,  # type: ignore[attr-defined]
+        run_check=False,
+        shape=dtensor.shape,
+        stride=dtensor.stride(),
+    )
+
+
+def is_flattened_by_fsdp1(param: Tensor) -> bool:
+    """Whether a parameter is one of FullyShardedDataParallel, or is part of one."""
+    return bool(getattr(param, "_is_flat_param", False) or getattr(param, "_fsdp_flattened", False))
 
 
 def tell_scaler(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:

@@ -7,7 +7,8 @@ all gradients itself: then the Gram matrix, the gate and the update are the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .plan import Gradients
 
-__all__ = ["ReplicaError", "Replicas"]
+__all__ = ["Average", "ReplicaError", "Replicas", "compare"]
 
 BUCKET = 32 * 2**20
 """Bytes that are sent together: large enough for the bandwidth of a network, small enough that packing the next bucket
@@ -52,60 +53,139 @@ class Replicas:
         :returns: new tensors, laid out as the parameters are.
         :raises RuntimeError: another process has gone, or did not answer within the group's time-out.
         """
-        grads = [g for gs in losses for g in gs]
-        like = [p for _ in losses for p in params]
-        if not grads:
-            return [[] for _ in losses]
-        lacking = any(g is None for g in grads)
-        if lacking:
-            present = torch.tensor([float(g is not None) for g in grads], device=like[0].device)
-        else:  # nothing comes from the host, for which a device would wait
-            present = torch.ones(len(grads), device=like[0].device)
-        counted = dist.all_reduce(present, group=self.group, async_op=True)
-        pending = []
-        results: list[Tensor | None] = [None] * len(grads)
-        for places in _buckets(like):
-            flat = torch.cat([_dense(grads[i], like[i]) for i in places])
-            pending.append((flat, dist.all_reduce(flat, group=self.group, async_op=True)))
-            start = 0
-            for i in places:
-                results[i] = _as_laid_out(flat[start : start + like[i].numel()], like[i])
-                start += like[i].numel()
-        for sent, work in pending:
-            work.wait()
-            sent.div_(self.number)
-        counted.wait()
-        if lacking:
-            known = present.tolist()
-            results = [result if known[i] else None for i, result in enumerate(results)]
-        return [results[k * len(params) : (k + 1) * len(params)] for k in range(len(losses))]
+        averages = [Average(self, params) for _ in losses]
+        for average, grads in zip(averages, losses, strict=True):
+            average.send_rest(grads)
+        return [average.result() for average in averages]
 
-    def compare(self, numbers: Tensor, step: int) -> None:
-        """Checks that all processes have the same numbers, bit for bit.
 
-        :param numbers: float64, of any shape; NaNs are equal.
-        :param step: for the message.
-        :raises ReplicaError: they differ; in every process, naming the first that differs from the first process.
+class Average:
+    """The means over all processes of the gradients of one loss, sent bucket by bucket, in one order everywhere: from
+    the last parameter to the first, as a backward pass finishes them.
+
+    :param replicas: who takes part.
+    :param params: the same in all processes, in one order.
+    """
+
+    def __init__(self, replicas: Replicas, params: Sequence[Tensor]) -> None:
+        self._replicas, self.params = replicas, params
+        self._buckets = _buckets(params)
+        self._missing = [len(places) for places in self._buckets]  # gradients that a backward has not finished
+        self._bucket_of = {i: b for b, places in enumerate(self._buckets) for i in places}
+        self._pending: list[tuple[Tensor, dist.Work]] = []
+        self._results: list[Tensor | None] = [None] * len(params)
+        self._counted: tuple[Tensor, dist.Work] | None = None
+        self._lacking = False
+
+    @contextlib.contextmanager
+    def during_backward(self) -> Iterator[None]:
+        """Sends each bucket as soon as the backward pass within this block has finished it."""
+        late: list[int] = []
+
+        def finished(i: int, param: Tensor) -> None:
+            bucket = self._bucket_of[i]
+            self._missing[bucket] -= 1
+            if bucket < len(self._pending):
+                late.append(i)  # an exception from here would leave the other processes waiting in the collective
+            # A bucket waits for those before it, as losses may reach other parameters in another process.
+            while len(self._pending) < len(self._buckets) and not self._missing[len(self._pending)]:
+                places = self._buckets[len(self._pending)]
+                self._send([self.params[i].grad for i in places])
+
+        hooks = [
+            p.register_post_accumulate_grad_hook(lambda p, i=i: finished(i, p))  # type: ignore[misc]
+            for i, p in enumerate(self.params)
+            if p.requires_grad
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if late:
+            raise RuntimeError(
+                f"the gradient of params[{late[0]}] was added to after it had been sent to the other processes: one "
+                "backward pass finished it several times, as activation checkpointing with use_reentrant=True does; "
+                "leave last=True out, and it is sent in step()"
+            )
+
+    def send_rest(self, grads: Gradients) -> None:
+        """Sends what no backward pass has sent.
+
+        :param grads: one of each parameter, or ``None``.
         """
-        bits = numbers.detach().reshape(-1).view(torch.int64)
-        all_bits = [torch.empty_like(bits) for _ in range(self.number)]
-        dist.all_gather(all_bits, bits, group=self.group)
-        for rank, other in enumerate(all_bits):
-            if not torch.equal(other, all_bits[0]):
-                raise ReplicaError(
-                    f"at step {step} process {rank} of {self.number} decided otherwise than process 0: "
-                    f"{other.view(torch.float64).tolist()} instead of {all_bits[0].view(torch.float64).tolist()} "
-                    "(skipped, combined norm, clip coefficient; per row the norms, weights, cosines and gates; sums of "
-                    "the parameters). Did .grad, lambda or the parameters come to differ?"
-                )
+        for places in self._buckets[len(self._pending) :]:
+            self._send([grads[i] for i in places])
+        device = self.params[0].device if self.params else torch.device("cpu")
+        self._lacking = any(g is None for g in grads)
+        if self._lacking:
+            present = torch.tensor([float(g is not None) for g in grads], device=device)
+        else:  # nothing comes from the host, for which a device would wait
+            present = torch.ones(len(grads), device=device)
+        if len(grads):
+            self._counted = present, self._all_reduce(present)
+
+    def result(self) -> list[Tensor | None]:
+        """Waits, in the order of the device's work, for all that was sent.
+
+        :returns: new tensors, laid out as the parameters are; ``None`` where no process has a gradient.
+        :raises RuntimeError: another process has gone, or did not answer within the group's time-out.
+        """
+        for sent, work in self._pending:
+            work.wait()
+            sent.div_(self._replicas.number)
+        if self._counted is not None:
+            present, work = self._counted
+            work.wait()
+            if self._lacking:
+                known = present.tolist()
+                return [result if known[i] else None for i, result in enumerate(self._results)]
+        return self._results
+
+    def _send(self, grads: Gradients) -> None:
+        """The next bucket's."""
+        places = self._buckets[len(self._pending)]
+        with torch.no_grad():
+            flat = torch.cat([_dense(g, self.params[i]) for i, g in zip(places, grads, strict=True)])
+        self._pending.append((flat, self._all_reduce(flat)))
+        start = 0
+        for i in places:
+            like = self.params[i]
+            self._results[i] = _as_laid_out(flat[start : start + like.numel()], like)
+            start += like.numel()
+
+    def _all_reduce(self, tensor: Tensor) -> dist.Work:
+        return dist.all_reduce(tensor, group=self._replicas.group, async_op=True)
+
+
+def compare(group: dist.ProcessGroup, numbers: Tensor, step: int) -> None:
+    """Checks that all processes of a group have the same numbers, bit for bit.
+
+    :param numbers: float64, of any shape; NaNs are equal.
+    :param step: for the message.
+    :raises ReplicaError: they differ; in every process, naming the first that differs from the first process.
+    """
+    bits = numbers.detach().reshape(-1).view(torch.int64)
+    all_bits = [torch.empty_like(bits) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(all_bits, bits, group=group)
+    for place, other in enumerate(all_bits):
+        if not torch.equal(other, all_bits[0]):
+            first, rank = (dist.get_global_rank(group, each) for each in (0, place))
+            raise ReplicaError(
+                f"at step {step} process {rank} of {dist.get_world_size()} decided otherwise than process {first}: "
+                f"{other.view(torch.float64).tolist()} instead of {all_bits[0].view(torch.float64).tolist()} "
+                "(skipped, combined norm, clip coefficient; per row the norms, weights, cosines and gates; sums of "
+                "the whole parameters). Did .grad, lambda or the parameters come to differ?"
+            )
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Places of tensors that go together: of one device and type, about :data:`BUCKET` bytes, in order."""
+    """Places of tensors that go together: of one device and type, about :data:`BUCKET` bytes, from the last to the
+    first."""
     open_: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     held: dict[tuple[torch.device, torch.dtype], int] = {}
     done: list[list[int]] = []
-    for i, t in enumerate(tensors):
+    for i, t in reversed(list(enumerate(tensors))):
         key = (t.device, t.dtype)
         size = t.numel() * t.element_size()
         if key in open_ and held[key] + size > BUCKET:

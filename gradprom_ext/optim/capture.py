@@ -7,6 +7,7 @@ batch.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Iterator, Sequence
 from enum import Enum
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from .._extension import grads_of, same_objects
 from .._torch import is_compiled_for_one_backward, version_of
+from ..distributed import Average
 from ..plan import Gradients
 
 if TYPE_CHECKING:
@@ -146,17 +148,32 @@ def _backward(loss: Tensor, retain_graph: bool) -> None:
         ) from error
 
 
+@contextlib.contextmanager
+def _sending(averages: Sequence[Average], k: int) -> Iterator[None]:
+    """Sends the gradients of loss ``k`` while they are made, if they are to be sent."""
+    if not averages:
+        yield
+        return
+    average = averages[k]
+    with average.during_backward():
+        yield
+    average.send_rest([p.grad for p in average.params])
+
+
 def back_propagate(
     optimizer: GradPromOptimizer,
     params: list[Tensor],
     losses: Sequence[Tensor],
     aux_grads: list[list[Tensor | None]],
     retain_graph: bool,
+    averages: Sequence[Average] = (),
 ) -> None:
     """Adds the gradient of ``losses[0]`` to ``.grad`` of ``params``, and those of the other losses to ``aux_grads``.
 
     Every other leaf of the graphs gets its ordinary ``.grad`` from whichever losses reach it.
 
+    :param averages: one per loss; they send each loss's gradients to the other processes as they become known. None:
+        nothing is sent.
     :raises RuntimeError: a parameter of another optimizer of this kind is reached by the main loss and an auxiliary
         one. Its ``.grad`` then holds the main loss's part alone. Or a model was compiled for one backward.
     """
@@ -164,7 +181,8 @@ def back_propagate(
     foreign = [(p, other) for other in _others(optimizer) for p in other._params() if id(p) not in own]
     before = [(p.grad, -1 if p.grad is None else version_of(p.grad)) for p, _ in foreign]
     main_loss, *aux_losses = losses
-    _backward(main_loss, retain_graph or bool(aux_losses))
+    with _sending(averages, 0):
+        _backward(main_loss, retain_graph or bool(aux_losses))
     if not aux_losses:
         return
     reached = [
@@ -180,7 +198,8 @@ def back_propagate(
                 p.grad = g
             for p, _, _ in reached:
                 p.grad = None
-            _backward(loss, retain_graph or k + 1 < len(aux_losses))
+            with _sending(averages, k + 1):
+                _backward(loss, retain_graph or k + 1 < len(aux_losses))
             aux_grads[k] = [p.grad for p in params]
             mixed = next((other for p, _, other in reached if p.grad is not None), mixed)
     finally:

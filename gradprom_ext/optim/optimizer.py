@@ -16,10 +16,11 @@ from torch import Tensor
 from .. import _checks, _torch, rules
 from .._device import refuse_capture
 from .._extension import grads_of, same_objects
-from .._step import Stepper
-from ..distributed import Replicas
+from .._step import Stepper, named
+from ..distributed import Average, Replicas, compare
 from ..plan import PlanSpec
 from ..settings import StepConfig, StepSettings, check_aux_weight
+from ..sharded import ShardedStepper, check_sharding, own_gradient, own_part
 from ..stats import GateStats
 from .capture import Capture, Freshness, back_propagate, check_owners, in_order_of, register
 
@@ -45,6 +46,7 @@ class Workspace:
         self.scale: Tensor | None = None  # that scale, [], on the device
         self.replicas: Replicas | None = None
         self.lost_replicas = False  # a copy has no process group, which cannot be copied
+        self.averaged = False  # backward() has averaged the gradients already
         self.steps = 0
         self.warned_of_writing = False
         self.stepper: Stepper | None = None
@@ -55,6 +57,7 @@ class Workspace:
     def drop_aux(self) -> None:
         self.aux_grads, self.capture = [], None
         self.scaler = self.scale = None
+        self.averaged = False
 
     def forget_plan(self) -> None:
         self.stepper, self.states = None, []
@@ -90,7 +93,12 @@ class GradPromOptimizer(torch.optim.Optimizer):
         register(self)
         if process_group is not None:
             self.process_group = process_group
-        elif dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        elif (
+            dist.is_available()
+            and dist.is_initialized()
+            and dist.get_world_size() > 1
+            and not all(map(_torch.is_dtensor, self._params()))
+        ):
             warnings.warn(
                 "several processes train together, but DistributedDataParallel reduces only the first backward of a "
                 "forward: each process would gate by its own auxiliary gradients and the replicas drift apart. Give "
@@ -114,6 +122,9 @@ class GradPromOptimizer(torch.optim.Optimizer):
             names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
             where = f" of group {len(self.param_groups) - 1}"
             for name, param in zip(names, group["params"], strict=True):
+                if isinstance(param, Tensor):
+                    check_sharding(f"{name}{where}", param)
+                    param = own_part(param)
                 _checks.check_param(f"{name}{where}", param)
             self._check_group(group)
         except (TypeError, ValueError):
@@ -237,6 +248,7 @@ class GradPromOptimizer(torch.optim.Optimizer):
         self._work.aux_grads = value if isinstance(value, list) else list(map(list, value))
         self._work.aux_params = self._params()
         self._work.capture = None
+        self._work.averaged = False  # to average an average changes nothing
 
     def backward(
         self,
@@ -244,6 +256,7 @@ class GradPromOptimizer(torch.optim.Optimizer):
         *aux_losses: Tensor,
         retain_graph: bool = False,
         scaler: torch.amp.GradScaler | None = None,
+        last: bool = False,
     ) -> None:
         """Back-propagates each loss and keeps its gradient apart.
 
@@ -262,6 +275,9 @@ class GradPromOptimizer(torch.optim.Optimizer):
         :param scaler: multiplies every loss by its scale, so that small float16 gradients survive. Then
             ``scaler.step(opt)`` and ``scaler.update()`` are to be called, as with any optimizer; the scale is taken out
             where the kernels add the gradients up, and an overflow in any of them skips the step and backs it off.
+        :param last: no other call comes before :meth:`step`. With a process group the averages are then taken while the
+            backward passes run, bucket by bucket, and are in ``.grad`` and :attr:`aux_grads` afterwards; otherwise they
+            are taken in :meth:`step`. Without a group it changes nothing.
         :raises ValueError: a loss has no graph or more than one element; the number of auxiliaries, or the scaler,
             changed.
         :raises RuntimeError: main and auxiliary gradients are no longer of the same batches: ``.grad`` was changed
@@ -288,10 +304,20 @@ class GradPromOptimizer(torch.optim.Optimizer):
             )
         losses = self._scaled((main_loss, *aux_losses), scaler)
         aux_grads = [list(gs) for gs in self._work.aux_grads] or [[None] * len(params) for _ in aux_losses]
-        back_propagate(self, params, losses, aux_grads, retain_graph)
-        self._work.aux_grads, self._work.aux_params = aux_grads, params
-        self._work.capture = Capture(params, grads_of(params), aux_grads)
-        self._work.backward_calls += 1
+        work = self._work
+        averages: list[Average] = []
+        whole = [i for i, p in enumerate(params) if not _torch.is_dtensor(p)]
+        if last and work.replicas is not None and work.replicas.number > 1:
+            averages = [Average(work.replicas, [params[i] for i in whole]) for _ in losses]
+        back_propagate(self, params, losses, aux_grads, retain_graph, averages)
+        if averages:
+            main, *aux_grads = _merged([grads_of(params), *aux_grads], whole, [each.result() for each in averages])
+            for p, g in zip(params, main, strict=True):
+                p.grad = g
+        work.averaged = bool(averages)
+        work.aux_grads, work.aux_params = aux_grads, params
+        work.capture = Capture(params, grads_of(params), aux_grads)
+        work.backward_calls += 1
 
     def _scaled(self, losses: Sequence[Tensor], scaler: torch.amp.GradScaler | None) -> Sequence[Tensor]:
         if scaler is not None and not scaler.is_enabled():
@@ -400,7 +426,7 @@ class GradPromOptimizer(torch.optim.Optimizer):
         if self._work.aux_grads:
             self._work.aux_grads, self._work.aux_params = self._matching_aux(main, params), params
         scales = self._scales()
-        if self._work.replicas is not None or self._work.lost_replicas:
+        if (self._work.replicas is not None or self._work.lost_replicas) and not self._work.averaged:
             main = self._average(main, params)
         if self._capturable and params:
             self._put_numbers_on_device(params[0].device)
@@ -414,9 +440,8 @@ class GradPromOptimizer(torch.optim.Optimizer):
         self._work.stats = stats
         if scales is not None and self._work.scaler is not None:
             _torch.tell_scaler(self._work.scaler, self, stats.skipped)
-        if self._work.replicas is not None and dist.get_debug_level() == dist.DebugLevel.DETAIL:
-            sums = [p.detach().to(stats.packed.device, torch.float64).sum().reshape(1) for p in params]
-            self._work.replicas.compare(torch.cat([stats.packed, *sums]), self._work.steps)
+        if dist.is_available() and dist.is_initialized() and dist.get_debug_level() == dist.DebugLevel.DETAIL:
+            self._compare(stats, params)
         self._work.steps += 1
         if self._work.capture is not None:
             self._work.capture.spent = True
@@ -445,6 +470,18 @@ class GradPromOptimizer(torch.optim.Optimizer):
             scales[0] = 1.0  # unscale_ has divided the main gradients, which are all that it knows of
         return scales
 
+    def _compare(self, stats: GateStats, params: list[Tensor]) -> None:
+        """
+        :raises ReplicaError: the processes have come to differ.
+        """
+        work = self._work
+        if work.replicas is not None:
+            whole = [p for p in params if not _torch.is_dtensor(p)]
+            sums = [p.detach().to(stats.packed.device, torch.float64).sum().reshape(1) for p in whole]
+            compare(work.replicas.group, torch.cat([stats.packed, *sums]), work.steps)
+        if isinstance(work.stepper, ShardedStepper):
+            work.stepper.compare(stats, work.steps)
+
     def _average(self, main: list[Tensor | None], params: list[Tensor]) -> list[Tensor | None]:
         """The gradients of all processes; also in ``.grad`` and :attr:`aux_grads` from now on."""
         work = self._work
@@ -455,7 +492,11 @@ class GradPromOptimizer(torch.optim.Optimizer):
             )
         if work.replicas.number == 1:
             return main
-        main, *work.aux_grads = work.replicas.average(params, [main, *work.aux_grads])
+        losses = [main, *work.aux_grads]
+        # FSDP has averaged those of sharded parameters in its backward passes.
+        whole = [i for i, p in enumerate(params) if not _torch.is_dtensor(p)]
+        averages = work.replicas.average([params[i] for i in whole], [[gs[i] for i in whole] for gs in losses])
+        main, *work.aux_grads = _merged(losses, whole, averages)
         for p, g in zip(params, main, strict=True):
             p.grad = g
         if work.capture is not None:
@@ -538,7 +579,8 @@ class GradPromOptimizer(torch.optim.Optimizer):
             states = [self.state[p] for p in params]
             self._work.states = list(self.state.values())
             spec = PlanSpec(self._rule, params, groups, states, num_aux, self._work.config.per_tensor)
-            self._work.stepper = stepper = Stepper(spec, self._work.config)
+            kind = ShardedStepper if any(map(_torch.is_dtensor, params)) else Stepper
+            self._work.stepper = stepper = kind(spec, self._work.config)
             if stepper.devices and self._work.skipped_steps.device != stepper.devices[0]:
                 refuse_capture()
                 self._work.skipped_steps = self._work.skipped_steps.to(stepper.devices[0])
@@ -550,9 +592,22 @@ class GradPromOptimizer(torch.optim.Optimizer):
 
     def _explain(self, main: Sequence[Tensor | None], params: Sequence[Tensor]) -> None:
         """Raises the clearest error about the gradients; returns where there is nothing to say about them."""
-        _checks.check_gradients("main_grads", main, params)
-        for k, grads in enumerate(self._work.aux_grads):
-            _checks.check_gradients(f"aux_grads[{k}]", grads, params)
+        own = [own_part(p) for p in params]
+        for name, grads in named(main, self._work.aux_grads):
+            if len(grads) == len(params):  # else the check says so
+                grads = [own_gradient(f"{name}[{i}]", g, p) for i, (g, p) in enumerate(zip(grads, params, strict=True))]
+            _checks.check_gradients(name, grads, own)
+
+
+def _merged(
+    losses: Sequence[Sequence[Tensor | None]], places: Sequence[int], averages: Sequence[Sequence[Tensor | None]]
+) -> list[list[Tensor | None]]:
+    """Gradients of each loss, with others at some places."""
+    merged = [list(grads) for grads in losses]
+    for grads, others in zip(merged, averages, strict=True):
+        for i, g in zip(places, others, strict=True):
+            grads[i] = g
+    return merged
 
 
 def check_momentum(group: dict[str, Any]) -> None:

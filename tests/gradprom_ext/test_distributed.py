@@ -1,9 +1,5 @@
 """Several processes, one model: they meet through gloo, and what they do is compared with one process that has all
-batches.
-
-To start processes takes seconds, so that two and three of them are started once and do one piece of work after the
-other; what they do is at the top of this file, as it must be found there by name.
-"""
+batches."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ import copy
 import os
 import pickle
 import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,14 +14,14 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import torch.utils.checkpoint
 from torch import nn
 
 import gradprom_ext as gp
 from gradprom_ext import distributed
 from gradprom_ext.distributed import ReplicaError, Replicas
 
-SECONDS = 60  # in which the other processes must answer
+from .processes import start, together
 
 
 def net(dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -48,29 +43,18 @@ def losses(model: nn.Module, given: tuple[torch.Tensor, torch.Tensor]) -> tuple[
     return (out - wanted.to(out.dtype)).square().mean(), (out * wanted.to(out.dtype).flip(1)).sum(1).tanh().mean()
 
 
-def _started(rank: int, number: int, folder: str, works: dict[str, tuple[str, dict[str, Any]]]) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", number)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=number, timeout=timedelta(seconds=SECONDS))
-    found = {name: globals()[work](rank, number, **options) for name, (work, options) in works.items()}
-    with open(f"{folder}/{rank}.pickle", "wb") as file:
-        pickle.dump(found, file)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def together(folder: Path, number: int, works: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, list[Any]]:
-    """What each of some processes returned of functions of this file.
-
-    :param works: the name of the function and its further arguments.
-    """
-    mp.spawn(_started, (number, str(folder), works), nprocs=number)
-    found = [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(number)]
-    return {name: [each[name] for each in found] for name in works}
-
-
 TRAININGS: dict[str, tuple[int, dict[str, Any]]] = {
     "sgd": (2, {"kind": "GradPromSGD", "settings": {"lr": 0.1, "momentum": 0.9}, "ddp": None, "sizes": [2, 2]}),
+    "sent-during-backward": (
+        2,
+        {
+            "kind": "GradPromAdamW",
+            "settings": {"lr": 0.01, "gate": "soft"},
+            "ddp": None,
+            "sizes": [2, 2],
+            "last": True,
+        },
+    ),
     "adamw-ddp": (
         2,
         {
@@ -95,8 +79,8 @@ TRAININGS: dict[str, tuple[int, dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     works = {name: ("trained", options) for name, (number, options) in TRAININGS.items() if number == 2}
-    others = ("naive", "not_finite_on_one", "overflow_on_one", "unequal_reach", "layouts")
-    return together(tmp_path_factory.mktemp("two"), 2, {**works, **{name: (name, {}) for name in others}})
+    others = ("naive", "not_finite_on_one", "overflow_on_one", "unequal_reach", "layouts", "finished_twice")
+    return together(tmp_path_factory.mktemp("two"), 2, __name__, {**works, **{name: (name, {}) for name in others}})
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +88,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     works = {name: ("trained", options) for name, (number, options) in TRAININGS.items() if number == 3}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
-        return together(tmp_path_factory.mktemp("three"), 3, {**works, "disagreeing": ("disagreeing", {})})
+        return together(tmp_path_factory.mktemp("three"), 3, __name__, {**works, "disagreeing": ("disagreeing", {})})
 
 
 def parameters(model: nn.Module) -> list[torch.Tensor]:
@@ -115,15 +99,31 @@ def parameters(model: nn.Module) -> list[torch.Tensor]:
 
 
 def trained(
-    rank: int, number: int, *, kind: str, settings: dict[str, Any], ddp: dict[str, bool] | None, sizes: list[int]
+    rank: int,
+    number: int,
+    *,
+    kind: str,
+    settings: dict[str, Any],
+    ddp: dict[str, bool] | None,
+    sizes: list[int],
+    last: bool = False,
 ) -> Any:
     model = net()
     outer: nn.Module = model if ddp is None else nn.parallel.DistributedDataParallel(model, **ddp)
     opt = getattr(gp, kind)(model.parameters(), **settings, process_group=dist.group.WORLD)
     gates = []
     for step in range(5):
-        opt.backward(*losses(outer, batch(rank, step, sizes[rank])))
-        opt.step()
+        given = batch(rank, step, sizes[rank])
+        if last:  # two micro-batches, with small buckets: the first ones are sent while the second backward still runs
+            with mock.patch.object(distributed, "BUCKET", 64):
+                for half, is_last in ((slice(0, 1), False), (slice(1, 2), True)):
+                    main, aux = losses(outer, (given[0][half], given[1][half]))
+                    opt.backward(main / 2, aux / 2, last=is_last)
+            with mock.patch.object(Replicas, "average", side_effect=AssertionError("averaged twice")):
+                opt.step()
+        else:
+            opt.backward(*losses(outer, given))
+            opt.step()
         gates.append([opt.stats.packed.clone(), opt.backend])
         opt.zero_grad()
     return parameters(model), gates
@@ -156,6 +156,20 @@ def unequal_reach(rank: int, number: int) -> Any:
     opt.backward(a.sum() if rank == 0 else b.sum() * 3, (a.sum() * 2) if rank == 1 else (b * 0).sum())
     opt.step()
     return [p.detach().clone() for p in (a, b, c)], c.grad
+
+
+def finished_twice(rank: int, number: int) -> Any:
+    """Reentrant checkpointing adds to a gradient once per use of the parameter, within one backward pass."""
+    layer = nn.Linear(2, 2)
+    opt = gp.GradPromSGD(layer.parameters(), lr=0.1, process_group=dist.group.WORLD)
+    x = torch.ones(1, 2, requires_grad=True)
+    for _ in range(2):
+        x = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=True)
+    try:
+        opt.backward(x.sum(), last=True)
+    except RuntimeError as error:
+        return str(error)
+    return None
 
 
 def layouts(rank: int, number: int) -> Any:
@@ -283,6 +297,11 @@ def test_losses_that_reach_other_parameters_in_each_process(two: dict[str, list[
         assert torch.equal(c, torch.full((2,), 3.0)) and grad is None, "what no loss reaches is left alone"
 
 
+def test_a_gradient_that_is_finished_twice_is_not_sent_half(two: dict[str, list[Any]]) -> None:
+    for message in two["finished_twice"]:
+        assert message is not None and "leave last=True out" in message
+
+
 def test_averages_of_any_layout_in_small_buckets(two: dict[str, list[Any]]) -> None:
     (ours, found), (theirs, again) = two["layouts"]
     for a, b, mean, same in zip(ours, theirs, found, again, strict=True):
@@ -300,7 +319,7 @@ def test_the_debug_switch_names_the_first_process_and_step_that_differ(three: di
 def test_a_process_that_goes_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = tmp_path / "told"
     monkeypatch.setenv("DESERTED", str(told))
-    mp.spawn(_started, (2, str(tmp_path), {"deserted": ("deserted", {})}), nprocs=2)
+    start(tmp_path, 2, __name__, {"deserted": ("deserted", {})})
     assert told.read_text()
 
 
