@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,11 @@ def run(given: argparse.Namespace) -> int:
     from train.comparison.execute import default_at_once
     from train.comparison.plan import Plan, read_changes, unknown
 
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise RunError(
+            "torchrun starts several processes for one run, and a comparison is many runs: give python -m "
+            "train.compare with --jobs, or torchrun -m train.run for a single run"
+        )
     if given.jobs is not None and given.jobs < 1:
         raise RunError(f"--jobs must be at least 1, not {given.jobs}")
     if given.list:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from train.settings.naming import identity, run_name
 from train.settings.sections import Data, known
 from train.strategies.auxiliary import AUXILIARIES, Auxiliary
 from train.strategies.base import IP
+from train.team import ALONE, Team, gathered
 from train.training.build import Experiment, build, build_auxiliaries, build_network
 from train.training.engine import Cadence, Engine
 from train.training.prepared import READER_SEED, alone_weights, clean_weights, pretrained_weights
@@ -53,6 +55,7 @@ class RunResult:
     :param was_finished: whether there was nothing left to do.
     :param step: how many steps are done.
     :param steps: of how many; both are 0 where nothing was left to do.
+    :param helped: whether another process leads the run, and does what is left when the training is over.
     """
 
     folder: Path
@@ -60,6 +63,7 @@ class RunResult:
     was_finished: bool = False
     step: int = 0
     steps: int = 0
+    helped: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,24 +97,28 @@ class About:
 
 
 def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
-    """Does one run, or what is left of it (``output.resume``, with its folder in ``output.out``).
+    """Does one run, or what is left of it (``output.resume``, with its folder in ``output.out``); together with the
+    other processes that ``torchrun`` has started, if it has.
 
     :param display: what shows the progress; nothing is shown without one.
     :raises RunError: something the user can put right; a run that could not begin has left no folder.
     """
     begun = time.monotonic()
-    display = display or Display(_silent())
     degrade = look_up(settings)
     device = choose_device(settings.training.device)
     resume, out = settings.output.resume, settings.output.out
     with contextlib.ExitStack() as held:
+        team = held.enter_context(gathered())
+        if display is None or not team.leads:
+            display = Display(_silent())
         if resume:
             assert out is not None  # parse() has put the run's folder there
             folder = RunFolder(out)
-            metrics = take_possession(folder, held)
+            metrics = team.told(take_possession(folder, held) if team.leads else None)
             if metrics is not None:
-                return RunResult(out, metrics, was_finished=True)
-        data = load_data(settings, progress=display.console.is_terminal)
+                return RunResult(out, metrics, was_finished=True, helped=not team.leads)
+        with team.leader_first():
+            data = load_data(settings, progress=display.console.is_terminal)
         settings = settings.change({"source": data.source})
         facts = fingerprint(data)
         if settings.evaluation.evaluate_on == "val":
@@ -118,10 +126,15 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
         about = (resume and About.of(folder)) or About.made(settings, data, degrade, facts)
         # A checkpoint holds all weights: the files that the first ones came from need not be there any more.
         first = settings.change({"ip_weights": None, "vr_weights": None}) if resume else settings
-        prepared = Prepared(settings, data, facts, degrade, device, display)
-        experiment = build(first, data, degrade, device=device, first={} if resume else prepared.first())
+        prepared = Prepared(settings, data, facts, degrade, device, display, team.alone())
+        with team.leader_first():
+            weights = {} if resume else prepared.first()
+        experiment = build(first, data, degrade, device=device, first=weights, team=team)
         if settings.output.tensorboard:
             summary_writer()  # complains now, not after the folder is made
+        if not team.leads:
+            own = RunFolder(Path(held.enter_context(tempfile.TemporaryDirectory())))
+            return _help(experiment, folder if resume else None, own, settings, begun=begun)
         if not resume:
             folder = RunFolder(held.enter_context(new_folder(out, about.name)))
             settings = settings.change(
@@ -135,8 +148,7 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
         output = settings.output
         events = folder.tensorboard if output.tensorboard else None
         display.begin(experiment.strategy.measures, batch_size=experiment.batch_size, events=events)
-        cadence = Cadence(output.log_every, output.checkpoint_every, settings.training.num_workers)
-        engine = Engine(experiment, folder, cadence, begun=begun)
+        engine = Engine(experiment, folder, _cadence(settings), begun=begun)
         if resume:
             folder.refuse_other_data(facts, data.folder)
             engine.resume()
@@ -156,6 +168,27 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
         return dataclasses.replace(result, metrics=metrics)
 
 
+def _cadence(settings: Settings) -> Cadence:
+    output = settings.output
+    return Cadence(output.log_every, output.checkpoint_every, settings.training.num_workers)
+
+
+def _help(
+    experiment: Experiment, begun_in: RunFolder | None, own: RunFolder, settings: Settings, *, begun: float
+) -> RunResult:
+    """The part of a run that a process does which does not lead it: to train along.
+
+    :param begun_in: the folder of a run that goes on.
+    :param own: a folder of this process's, for what it notes down besides.
+    """
+    engine = Engine(experiment, own, _cadence(settings), begun=begun)
+    if begun_in is not None:
+        engine.resume(begun_in)
+    with stop_on_signal() as stop:
+        engine.train(Display(_silent()), stop)
+    return RunResult(own.path, None, step=engine.step, steps=engine.steps, helped=True)
+
+
 def on_validation(data: ImageData) -> ImageData:
     """The data with their validation images in the place of the test images, which nothing can look at then.
 
@@ -173,6 +206,7 @@ class Prepared:
     :param facts: the fingerprint of the data.
     :param degrade: what IP has to undo.
     :param display: shows the trainings.
+    :param team: this process by itself, where there are others.
     """
 
     settings: Settings
@@ -181,6 +215,7 @@ class Prepared:
     degrade: Degradation
     device: torch.device
     display: Display
+    team: Team = ALONE
 
     def first(self) -> dict[str, dict[str, torch.Tensor]]:
         """What networks begin with, by the keys of their roles; those that begin with random weights are missing."""
@@ -194,6 +229,7 @@ class Prepared:
                 device=self.device,
                 cache=ArrayCache(default_cache_dir()),
                 display=self.display,
+                team=self.team,
             )
         if settings.starts_clean or settings.starts_pretrained:
             for name in settings.auxiliary.names:
@@ -204,7 +240,14 @@ class Prepared:
     def _pretrained(self, auxiliary: str) -> dict[str, torch.Tensor]:
         cache = ArrayCache(default_cache_dir())
         return pretrained_weights(
-            self.settings, self.data, self.facts, auxiliary, device=self.device, cache=cache, display=self.display
+            self.settings,
+            self.data,
+            self.facts,
+            auxiliary,
+            device=self.device,
+            cache=cache,
+            display=self.display,
+            team=self.team,
         )
 
     def readers(self) -> list[tuple[Auxiliary, torch.nn.Module]]:
@@ -236,6 +279,7 @@ class Prepared:
             device=self.device,
             cache=cache,
             display=self.display,
+            team=self.team,
         )
 
 
@@ -399,6 +443,7 @@ def finish(
     metrics |= networks | {
         "backend": strategy.learners["ip"].optimizer.backend if strategy.trains_ip else None,  # type: ignore[attr-defined]
         "device": experiment.device.type,
+        "processes": experiment.team.size,
         "version": __version__,
         "commit": commit(),
         "seconds": round(engine.seconds, 1),

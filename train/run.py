@@ -80,6 +80,8 @@ def run(settings: Settings) -> int:
     # Names are data: nothing in them is for the console.
     display = Display(Console(markup=False, emoji=False, highlight=False))
     result = do_run(settings, display=display)
+    if result.helped:  # the process that leads the run says the rest
+        return 0 if result.was_finished or result.step == result.steps else INTERRUPTED
     if result.metrics is None:
         trained = result.step == result.steps
         where = "before the evaluation was done" if trained else f"after step {result.step} of {result.steps}"

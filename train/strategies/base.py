@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     import gradprom_ext as gp
     from train.strategies.auxiliary import Auxiliary
+    from train.team import Team
 
     GradPromOptimizer = gp.GradPromSGD | gp.GradPromAdam
 
@@ -236,6 +237,7 @@ class Strategy(ABC):
     :cvar aux_weight: lambda, where the strategy fixes it.
     :cvar vr_update: what becomes of VR, where the strategy fixes it.
     :ivar second: whether a batch must hold its images degraded a second time.
+    :ivar team: of the processes that train together; ``None``: this one is alone.
     :param auxiliaries: the tasks of the VRs; ignored where ``uses_auxiliaries`` is false.
     :param terms: lengths, and what else a run asks.
     :raises RunError: the strategy cannot do with these auxiliaries.
@@ -251,6 +253,7 @@ class Strategy(ABC):
     aux_weight: ClassVar[float | None] = None
     vr_update: ClassVar[VRUpdate | None] = None
     second: bool = False
+    team: Team | None = None
 
     def __init__(self, auxiliaries: Sequence[Auxiliary] = (), terms: Terms | None = None) -> None:
         self.auxiliaries = tuple(auxiliaries) if self.uses_auxiliaries else ()
@@ -353,6 +356,16 @@ class Strategy(ABC):
 
         :param guides: training images of high quality, ``float32 [C, H, W]`` each, on the networks' device.
         """
+
+    def not_finite(self, *found: Tensor) -> Tensor:
+        """Whether a loss is not finite, in whichever of the processes that train together: ``bool []``, on the device.
+
+        :param found: ``[]`` each.
+        """
+        import torch
+
+        flag = (~torch.stack([loss.detach() for loss in found]).isfinite()).any()
+        return flag if self.team is None else self.team.any_of(flag)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -493,9 +506,7 @@ class WithVR(Strategy):
 
         :returns: what was measured, and whether the step was skipped.
         """
-        import torch
-
-        skipped = (~torch.stack([loss.detach() for loss in found.auxiliary]).isfinite()).any()
+        skipped = self.not_finite(*found.auxiliary)
         for each, loss in zip(self.auxiliaries, found.auxiliary, strict=True):
             self.vr(each).optimizer.zero_grad()
             loss.backward()

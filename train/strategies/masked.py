@@ -168,11 +168,9 @@ class Masked(Strategy):
         return found
 
     def update(self, found: Losses) -> Measurements:
-        import torch
-
         assert found.main is not None
         parts = (found.main, *found.own)
-        skipped = (~torch.stack([loss.detach() for loss in parts]).isfinite()).any()
+        skipped = self.not_finite(*parts)
         for learner in self.learners.values():
             learner.optimizer.zero_grad()
         for loss in parts:

@@ -15,6 +15,7 @@ from train.degradations import Degradation
 from train.errors import RunError
 from train.seeds import stable_seed
 from train.strategies.base import Batch
+from train.team import ALONE, Team
 from train.training.augment import augmented
 
 
@@ -122,14 +123,26 @@ class Order(Sampler[list[Key]]):
 
     :param images: how many training images there are, at least ``batch_size``.
     :param steps: how many steps the phase has in all.
+    :param team: of the processes that share each batch.
     """
 
-    def __init__(self, phase: str, *, images: int, batch_size: int, steps: int, seed: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        phase: str,
+        *,
+        images: int,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        start: int = 0,
+        team: Team = ALONE,
+    ) -> None:
         self.phase = phase
         self.images = images
         self.batch_size = batch_size
         self.steps = range(start, steps)
         self.seed = seed
+        self.team = team
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -143,7 +156,7 @@ class Order(Sampler[list[Key]]):
                 generator = torch.Generator().manual_seed(stable_seed("order", self.seed, self.phase, epoch))
                 permutation = torch.randperm(self.images, generator=generator).tolist()
             chosen = permutation[position * self.batch_size : (position + 1) * self.batch_size]
-            yield [Key(self.phase, epoch, image) for image in chosen]
+            yield [Key(self.phase, epoch, image) for image in self.team.part(chosen)]
 
 
 def _same(batch: Any) -> Any:

@@ -23,6 +23,7 @@ from train.settings.sections import NETWORKS, Settings
 from train.strategies import STRATEGIES, Strategy, strategy_class
 from train.strategies.auxiliary import AUXILIARIES, Auxiliary
 from train.strategies.base import CRITIC, Learner, Phase, Role, Terms, Unpaired
+from train.team import ALONE, Team
 from train.training.batches import Crops, Order
 from train.training.schedule import course
 from train.training.weights import load_state, load_weights
@@ -47,11 +48,12 @@ class Experiment:
     :param strategy: with its networks.
     :param phases: of the strategy, in their order.
     :param crops: the training examples.
-    :param batch_size: crops per iteration.
+    :param batch_size: crops per iteration, of all processes together.
     :param seed: of the run.
     :param device: where to compute.
     :param data: its images: those that were asked for or, where they are unpaired, what is left of them.
     :param notes: what a person should know about the first weights, a sentence each.
+    :param team: of the processes that train it together.
     """
 
     strategy: Strategy
@@ -62,6 +64,7 @@ class Experiment:
     device: torch.device
     data: ImageData
     notes: Sequence[str] = ()
+    team: Team = ALONE
 
     def settle(self) -> None:
         """Lets the strategy do what it does once the training is over."""
@@ -78,6 +81,7 @@ class Experiment:
             steps=phase.iterations,
             seed=self.seed,
             start=start,
+            team=self.team,
         )
 
 
@@ -88,12 +92,14 @@ def build(
     *,
     device: torch.device,
     first: Mapping[str, Mapping[str, Tensor]] | None = None,
+    team: Team = ALONE,
 ) -> Experiment:
     """The objects of a run, its networks with fresh weights. What would fail in the run fails here, as :func:`rehearse`
     has found.
 
     :param degrade: what IP has to undo.
     :param first: weights that networks begin with in the place of random ones, by the keys of their roles.
+    :param team: of the processes that train it together; all must call.
     :raises RunError: the settings do not fit the data or each other; nothing is made.
     """
     data = _unpaired(settings, data, degrade)
@@ -101,6 +107,12 @@ def build(
     if not per_epoch:
         raise RunError(
             f"--batch-size {settings.training.batch_size} exceeds the {len(data.train)} training images of {data.name}"
+        )
+    if settings.training.batch_size % team.size:
+        nearest = max(1, round(settings.training.batch_size / team.size)) * team.size
+        raise RunError(
+            f"--batch-size {settings.training.batch_size} is that of all processes together, and {team.size} cannot "
+            f"share it evenly; give --batch-size {nearest}"
         )
     sides = {"--size": settings.data.size, "--crop": settings.training.crop}
     unfit = {name: side for name, side in sides.items() if side is not None and side % degrade.scale}
@@ -132,7 +144,7 @@ def build(
     training = settings.training
     phases = strategy.phases(per_epoch)
     notes: list[str] = []
-    experiment = Experiment(strategy, phases, crops, training.batch_size, training.seed, device, data, notes)
+    experiment = Experiment(strategy, phases, crops, training.batch_size, training.seed, device, data, notes, team)
     equip = partial(
         build_learners,
         settings,
@@ -143,9 +155,11 @@ def build(
         device=device,
         first=first or {},
     )
-    strategy.equip(equip(notes=notes))
+    strategy.equip(equip(notes=notes, team=team.alone()))
+    strategy.team = team.alone()
     rehearse(experiment, settings, data)
-    strategy.equip(equip(notes=[]))
+    strategy.equip(equip(notes=[], team=team))
+    strategy.team = team
     return experiment
 
 
@@ -219,12 +233,14 @@ def build_learners(
     device: torch.device,
     first: Mapping[str, Mapping[str, Tensor]],
     notes: list[str],
+    team: Team = ALONE,
 ) -> dict[str, Learner]:
     """A network with fresh weights (which depend on the seed alone) and an optimizer for every role of ``strategy``.
 
     :param scale: by what factor IP enlarges.
     :param first: weights that networks begin with, by the keys of their roles.
     :param notes: to which is added what the first weights lack.
+    :param team: whose gradients are averaged before a step.
     :raises RunError: an option does not fit the data, or a file of weights does not fit a network.
     """
     training = settings.training
@@ -253,7 +269,7 @@ def build_learners(
         optimizer: torch.optim.Optimizer
         if role.kind == "main":
             optimizer = ours(  # type: ignore[call-arg]
-                network.parameters(), lr=training.lr, **gate_of(settings, strategy), **options
+                network.parameters(), lr=training.lr, process_group=team.group, **gate_of(settings, strategy), **options
             )
         else:
             own: dict[str, Any] = {"lr": training.vr_lr, "fused": True, **options}
@@ -262,6 +278,7 @@ def build_learners(
                 if training.optimizer != "sgd":
                     own["betas"] = CRITIC_BETAS
             optimizer = pytorchs(network.parameters(), **own)
+            team.average_gradients_of(optimizer)
         iterations = sum(phase.iterations for phase in phases if role.key in phase.moves)
         learners[role.key] = Learner(network, optimizer, LambdaLR(optimizer, partial(course, iterations)))
     return learners

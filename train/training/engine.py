@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from typing import Any, NamedTuple
 
@@ -36,7 +37,8 @@ class Engine:
     """One run, from its first step to its last.
 
     :param experiment: what there is to train.
-    :param folder: where the step log and the checkpoints go; made by the caller.
+    :param folder: where the step log and the checkpoints go; made by the caller. Of several processes each has its
+        own; the first one's is the run's.
     :param begun: ``time.monotonic()`` when this process began with the run.
     """
 
@@ -44,6 +46,7 @@ class Engine:
         self.experiment = experiment
         self.strategy = experiment.strategy
         self.cadence = cadence
+        self.team = experiment.team
         self.log = StepLog(folder.steps, experiment.strategy.measures)
         self.checkpoint = folder.checkpoint
         self.step = 0
@@ -66,7 +69,7 @@ class Engine:
         :raises RunError: the training has diverged, or a file cannot be written.
         """
         if self.step == 0:
-            torch.manual_seed(stable_seed("training", self.experiment.seed))  # whatever this process did before
+            self._seed()  # whatever this process did before
         before = 0
         for phase in self.experiment.phases:
             done = self.step - before
@@ -85,12 +88,17 @@ class Engine:
             for batch in batches(experiment.crops, order, num_workers=cadence.num_workers):
                 lr = strategy.lr
                 found = strategy.update(strategy.losses(batch.to(experiment.device)))
+                self.team.level((*strategy.networks.values(), *strategy.companions.values()))
+                found = self.team.mean(found)
                 done += 1
                 self.step += 1
                 self.log.add(self.step, phase.name, found, lr)
-                stopping = stop.requested  # read once: it may change at any moment, and no stop without a checkpoint
+                look = done == phase.iterations or self.step % cadence.log_every == 0
+                # Read once: it may change at any moment, and no stop without a checkpoint. Several processes, of which
+                # each has its signals at its own moment, talk about it now and then.
+                stopping = self.team.any(stop.requested) if look or self.team.size == 1 else False
                 due = stopping or done == phase.iterations
-                if due or self.step % cadence.log_every == 0:
+                if due or look:
                     show(done, self._read_back())
                 if due or self.step % cadence.checkpoint_every == 0:
                     self.save()
@@ -114,26 +122,44 @@ class Engine:
         :raises RunError: a file cannot be written.
         """
         self._read_back()
+        random = self.team.all(_random_state())
+        if not self.team.leads:
+            return
         self.log.sync()  # the checkpoint reaches the disk at once, and must not be ahead of the step log there
         checkpoint.save(
             self.checkpoint,
-            {"step": self.step, "seconds": self.seconds, "random": _random_state()}
+            {"step": self.step, "seconds": self.seconds, "random": random[0], "random_of_others": random[1:]}
             | {name: part.state_dict() for name, part in self._parts().items()},
         )
 
-    def resume(self) -> None:
+    def resume(self, folder: RunFolder | None = None) -> None:
         """Goes back to the checkpoint: what this engine does from here is what an uninterrupted run would have done.
+
+        :param folder: of the run, where it is not this engine's own.
 
         :raises RunError: the checkpoint is damaged, or that of another run; the step log does not lead up to it.
         """
+        if folder is not None:
+            self.checkpoint = folder.checkpoint
+            if folder.steps.exists():
+                shutil.copy(folder.steps, self.log.path)
         state = checkpoint.load(self.checkpoint, self.experiment.device)
         if missing := [name for name in ("step", "seconds", "random") if name not in state]:
             raise RunError(f"the checkpoint {self.checkpoint} is none of a run: it has no {', '.join(missing)}")
         checkpoint.restore(self.checkpoint, state, self._parts())
-        _set_random_state(state["random"])
         self.step = state["step"]
+        others = state.get("random_of_others", [])
+        if self.team.leads or len(others) == self.team.size - 1:
+            _set_random_state([state["random"], *others][self.team.rank])
+        else:  # it was saved by another number of processes
+            self._seed()
         self._begun -= state["seconds"]
         self.log.truncate(self.step)
+
+    def _seed(self) -> None:
+        """Begins this process's stream of random numbers; that of the first one is as if it were alone."""
+        others = (self.team.rank, self.step) if self.team.rank else ()
+        torch.manual_seed(stable_seed("training", self.experiment.seed, *others))
 
     def _parts(self) -> dict[str, checkpoint.Part]:
         return {

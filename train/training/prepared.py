@@ -26,6 +26,7 @@ from train.outputs.run_folder import RunFolder
 from train.settings.naming import identity
 from train.settings.sections import Settings
 from train.strategies.masked import METHODS
+from train.team import ALONE, Team
 from train.training.build import build
 from train.training.engine import Cadence, Engine
 from train.training.progress import Display, stop_on_signal
@@ -92,6 +93,7 @@ def clean_weights(
     device: torch.device,
     cache: ArrayCache,
     display: Display,
+    team: Team = ALONE,
 ) -> dict[str, Tensor]:
     """The weights of a VR that was trained on the clean training images of ``data``, from the cache or trained now.
 
@@ -100,6 +102,7 @@ def clean_weights(
     :param auxiliary: the VR's task.
     :param seed: of its training.
     :param display: shows the training.
+    :param team: this process by itself, where there are others.
     :raises RunError: it cannot be trained with these settings.
     :raises KeyboardInterrupt: a signal asked to stop.
     """
@@ -115,6 +118,7 @@ def clean_weights(
         device=device,
         cache=cache,
         display=display,
+        team=team,
     )
 
 
@@ -161,6 +165,7 @@ def pretrained_weights(
     device: torch.device,
     cache: ArrayCache,
     display: Display,
+    team: Team = ALONE,
 ) -> dict[str, Tensor]:
     """The weights of an encoder that was pre-trained on the training images as ``--vr-start`` says, from the cache or
     trained now; without its head.
@@ -169,6 +174,7 @@ def pretrained_weights(
     :param facts: the fingerprint of the data.
     :param auxiliary: the task whose network is pre-trained.
     :param display: shows the training.
+    :param team: this process by itself, where there are others.
     :raises RunError: it cannot be trained with these settings.
     :raises KeyboardInterrupt: a signal asked to stop.
     """
@@ -184,6 +190,7 @@ def pretrained_weights(
         device=device,
         cache=cache,
         display=display,
+        team=team,
     )
 
 
@@ -219,6 +226,7 @@ def alone_weights(
     device: torch.device,
     cache: ArrayCache,
     display: Display,
+    team: Team = ALONE,
 ) -> dict[str, Tensor]:
     """The weights of an IP that was trained without VR, from the cache or trained now.
 
@@ -226,6 +234,7 @@ def alone_weights(
     :param facts: the fingerprint of the data.
     :param degrade: what IP has to undo.
     :param display: shows the training.
+    :param team: this process by itself, where there are others.
     :raises RunError: it cannot be trained with these settings.
     :raises KeyboardInterrupt: a signal asked to stop.
     """
@@ -240,6 +249,7 @@ def alone_weights(
         device=device,
         cache=cache,
         display=display,
+        team=team,
     )
 
 
@@ -266,6 +276,7 @@ def _trained_once(
     device: torch.device,
     cache: ArrayCache,
     display: Display,
+    team: Team = ALONE,
 ) -> dict[str, Tensor]:
     """The weights of the first network of a training, from the cache or trained now.
 
@@ -281,7 +292,7 @@ def _trained_once(
     }
 
     def train() -> dict[str, np.ndarray]:
-        experiment = build(own, data, degrade, device=device)
+        experiment = build(own, data, degrade, device=device, team=team)
         strategy = experiment.strategy
         role = strategy.roles[0]
         experiment.phases[:] = [each._replace(title=title) for each in experiment.phases]

@@ -1,0 +1,183 @@
+"""Several processes that train one run together, started by ``torchrun``: who they are, and what they agree on.
+
+Each has a replica of all networks and a part of every batch. Gradients are averaged over all of them before an
+optimizer steps, so that the replicas stay the same; the first process alone writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gradprom_ext.distributed import Replicas
+from train.errors import RunError
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+PATIENCE = timedelta(minutes=30)
+"""For how long a process waits for another one that is alive and says nothing. One that is dead is noticed at once."""
+
+
+class Team:
+    """The processes that train a run together; by itself, a process that is alone.
+
+    :param group: of ``torch.distributed``; ``None``: no other process is known.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.size = 1 if group is None else dist.get_world_size(group)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes, evaluates and tells."""
+        return self.rank == 0
+
+    def part(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's share of a batch.
+
+        :param items: of the whole batch; their number is a multiple of :attr:`size`.
+        """
+        each = len(items) // self.size
+        return items[self.rank * each : (self.rank + 1) * each]
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in any process. All must ask."""
+        if self.size == 1:
+            return flag
+        found = torch.tensor(float(flag))
+        self._do(lambda: dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group))
+        return bool(found)
+
+    def any_of(self, flag: Tensor) -> Tensor:
+        """The same of a flag on the device, ``bool []``, which is not waited for."""
+        if self.size == 1:
+            return flag
+        found = flag.float()
+        self._do(lambda: dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group))
+        return found.bool()
+
+    def mean(self, measured: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What all have measured on their parts of a batch, averaged; 0-dim tensors, on the device."""
+        if self.size == 1 or not measured:
+            return dict(measured)
+        values = torch.stack([value.detach().to(torch.float64) for value in measured.values()])
+        self._do(lambda: dist.all_reduce(values, group=self.group))
+        return dict(zip(measured, values / self.size, strict=True))
+
+    def average_gradients_of(self, optimizer: torch.optim.Optimizer) -> None:
+        """Lets an optimizer of PyTorch's step with the gradients of all processes, from now on."""
+        if self.group is None or self.size == 1:
+            return
+        replicas = Replicas(self.group)
+
+        def average(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            [averages] = self._do(lambda: replicas.average(parameters, [[p.grad for p in parameters]]))
+            for p, g in zip(parameters, averages, strict=True):
+                p.grad = g
+
+        optimizer.register_step_pre_hook(average)
+
+    def level(self, networks: Iterable[nn.Module]) -> None:
+        """Gives every process the buffers of the first one (batch statistics), which each has made of its own part."""
+        if self.size == 1:
+            return
+        kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for buffer in (buffer for network in networks for buffer in network.buffers()):
+            kinds.setdefault((buffer.device, buffer.dtype), []).append(buffer)
+        for buffers in kinds.values():
+            flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+            self._do(lambda flat=flat: dist.broadcast(flat, group=self.group, group_src=0))
+            for buffer, values in zip(buffers, flat.split([each.numel() for each in buffers]), strict=True):
+                buffer.copy_(values.view_as(buffer))
+
+    def told(self, value: T) -> T:
+        """What the first process says. All must ask.
+
+        :param value: whatever can be pickled; that of other processes is ignored.
+        """
+        if self.size == 1:
+            return value
+        said = [value]
+        self._do(lambda: dist.broadcast_object_list(said, group=self.group, group_src=0, device=torch.device("cpu")))
+        return said[0]
+
+    def all(self, value: T) -> list[T]:
+        """What each process says, in their order. All must ask."""
+        if self.size == 1:
+            return [value]
+        said: list[Any] = [None] * self.size
+        self._do(lambda: dist.all_gather_object(said, value, group=self.group))
+        return said
+
+    @contextlib.contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """The block is done by the first process and then by the others, which find in the cache what it has made."""
+        if not self.leads:
+            self.told(None)
+        yield
+        if self.leads:
+            self.told(None)
+
+    def alone(self) -> Team:
+        """This process without the others: for what each does by itself."""
+        return self if self.size == 1 else self._itself
+
+    @functools.cached_property
+    def _itself(self) -> Team:
+        return Team(dist.new_group([dist.get_rank()], use_local_synchronization=True))
+
+    def _do(self, talk: Callable[[], T]) -> T:
+        """
+        :raises RunError: another process has gone.
+        """
+        try:
+            return talk()
+        except RuntimeError as error:  # what backends raise has no common class below this one
+            raise RunError(
+                f"process {self.rank} of {self.size} lost another process of this run ({str(error).splitlines()[0]}). "
+                "The message of the one that went first says why; --resume goes on from the last checkpoint"
+            ) from error
+
+
+ALONE = Team()
+
+
+@contextlib.contextmanager
+def gathered() -> Iterator[Team]:
+    """All processes that ``torchrun`` has started for this run; without it, this one.
+
+    :raises RunError: there are fewer GPUs than processes on this machine, or the others cannot be reached.
+    """
+    if not dist.is_available() or not dist.is_torchelastic_launched():
+        yield ALONE
+        return
+    place, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    backend = "gloo"
+    if torch.cuda.is_available():
+        if torch.cuda.device_count() < here:
+            raise RunError(
+                f"torchrun started {here} processes on this machine, which has {torch.cuda.device_count()} GPUs; give "
+                f"--nproc-per-node {torch.cuda.device_count()}, or --device cpu and CUDA_VISIBLE_DEVICES= before it"
+            )
+        torch.cuda.set_device(place)
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except RuntimeError as error:
+        raise RunError(f"the processes that torchrun started did not find each other: {error}") from error
+    try:
+        yield Team(dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
