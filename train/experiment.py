@@ -108,7 +108,7 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
     device = choose_device(settings.training.device)
     resume, out = settings.output.resume, settings.output.out
     with contextlib.ExitStack() as held:
-        team = held.enter_context(gathered())
+        team = held.enter_context(gathered(device))
         if display is None or not team.leads:
             display = Display(_silent())
         if resume:

@@ -83,7 +83,7 @@ class Team:
 
         def average(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            [averages] = self._do(lambda: replicas.average(parameters, [[p.grad for p in parameters]]))
+            [averages] = replicas.average(parameters, [[p.grad for p in parameters]])
             for p, g in zip(parameters, averages, strict=True):
                 p.grad = g
 
@@ -138,26 +138,37 @@ class Team:
     def _itself(self) -> Team:
         return Team(dist.new_group([dist.get_rank()], use_local_synchronization=True))
 
-    def _do(self, talk: Callable[[], T]) -> T:
-        """
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What processes do together in the block ends with an error that says so where one of them has gone.
+
         :raises RunError: another process has gone.
         """
         try:
-            return talk()
-        except RuntimeError as error:  # what backends raise has no common class below this one
+            yield
+        except RuntimeError as error:
+            # What gloo raises is a plain RuntimeError that begins with the place in its sources.
+            said = (str(error) or type(error).__name__).splitlines()[0]
+            if not isinstance(error, dist.DistError) and "gloo" not in said and "Connection" not in said:
+                raise
             raise RunError(
-                f"process {self.rank} of {self.size} lost another process of this run ({str(error).splitlines()[0]}). "
-                "The message of the one that went first says why; --resume goes on from the last checkpoint"
+                f"process {self.rank} of {self.size} lost another process of this run ({said}). The message of the one "
+                "that went first says why; --resume goes on from the last checkpoint"
             ) from error
+
+    def _do(self, talk: Callable[[], T]) -> T:
+        with self.together():
+            return talk()
 
 
 ALONE = Team()
 
 
 @contextlib.contextmanager
-def gathered() -> Iterator[Team]:
+def gathered(device: torch.device) -> Iterator[Team]:
     """All processes that ``torchrun`` has started for this run; without it, this one.
 
+    :param device: where they compute; each on a GPU of its own.
     :raises RunError: there are fewer GPUs than processes on this machine, or the others cannot be reached.
     """
     if not dist.is_available() or not dist.is_torchelastic_launched():
@@ -165,11 +176,11 @@ def gathered() -> Iterator[Team]:
         return
     place, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     backend = "gloo"
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         if torch.cuda.device_count() < here:
             raise RunError(
                 f"torchrun started {here} processes on this machine, which has {torch.cuda.device_count()} GPUs; give "
-                f"--nproc-per-node {torch.cuda.device_count()}, or --device cpu and CUDA_VISIBLE_DEVICES= before it"
+                f"--nproc-per-node {torch.cuda.device_count()}, or --device cpu"
             )
         torch.cuda.set_device(place)
         backend = "cpu:gloo,cuda:nccl"

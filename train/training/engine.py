@@ -87,7 +87,8 @@ class Engine:
         with display.phase(phase.title, done, phase.iterations) as show:
             for batch in batches(experiment.crops, order, num_workers=cadence.num_workers):
                 lr = strategy.lr
-                found = strategy.update(strategy.losses(batch.to(experiment.device)))
+                with self.team.together():
+                    found = strategy.update(strategy.losses(batch.to(experiment.device)))
                 self.team.level((*strategy.networks.values(), *strategy.companions.values()))
                 found = self.team.mean(found)
                 done += 1
