@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -56,7 +56,8 @@ class Team:
         if self.size == 1:
             return flag
         found = torch.tensor(float(flag))
-        self._do(lambda: dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group))
+        with self.together():
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
         return bool(found)
 
     def any_of(self, flag: Tensor) -> Tensor:
@@ -64,7 +65,8 @@ class Team:
         if self.size == 1:
             return flag
         found = flag.float()
-        self._do(lambda: dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group))
+        with self.together():
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
         return found.bool()
 
     def mean(self, measured: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,7 +74,8 @@ class Team:
         if self.size == 1 or not measured:
             return dict(measured)
         values = torch.stack([value.detach().to(torch.float64) for value in measured.values()])
-        self._do(lambda: dist.all_reduce(values, group=self.group))
+        with self.together():
+            dist.all_reduce(values, group=self.group)
         return dict(zip(measured, values / self.size, strict=True))
 
     def average_gradients_of(self, optimizer: torch.optim.Optimizer) -> None:
@@ -98,7 +101,8 @@ class Team:
             kinds.setdefault((buffer.device, buffer.dtype), []).append(buffer)
         for buffers in kinds.values():
             flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
-            self._do(lambda flat=flat: dist.broadcast(flat, group=self.group, group_src=0))
+            with self.together():
+                dist.broadcast(flat, group=self.group, group_src=0)
             for buffer, values in zip(buffers, flat.split([each.numel() for each in buffers]), strict=True):
                 buffer.copy_(values.view_as(buffer))
 
@@ -110,7 +114,8 @@ class Team:
         if self.size == 1:
             return value
         said = [value]
-        self._do(lambda: dist.broadcast_object_list(said, group=self.group, group_src=0, device=torch.device("cpu")))
+        with self.together():
+            dist.broadcast_object_list(said, group=self.group, group_src=0, device=torch.device("cpu"))
         return said[0]
 
     def all(self, value: T) -> list[T]:
@@ -118,7 +123,8 @@ class Team:
         if self.size == 1:
             return [value]
         said: list[Any] = [None] * self.size
-        self._do(lambda: dist.all_gather_object(said, value, group=self.group))
+        with self.together():
+            dist.all_gather_object(said, value, group=self.group)
         return said
 
     @contextlib.contextmanager
@@ -155,10 +161,6 @@ class Team:
                 f"process {self.rank} of {self.size} lost another process of this run ({said}). The message of the one "
                 "that went first says why; --resume goes on from the last checkpoint"
             ) from error
-
-    def _do(self, talk: Callable[[], T]) -> T:
-        with self.together():
-            return talk()
 
 
 ALONE = Team()

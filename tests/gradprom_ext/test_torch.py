@@ -4,11 +4,15 @@ by name."""
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch._subclasses import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import gradprom_ext as gp
@@ -75,6 +79,34 @@ def test_kinds_of_tensors():
         assert function(special)
         assert not function(plain)
         assert not function(torch.nn.Parameter(plain))
+
+
+def test_distributed_tensors(tmp_path):
+    """In a group of one process: the part is the whole, and the same object each time."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor, Shard
+
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        layer = torch.nn.Linear(3, 2)
+        assert not _torch.is_dtensor(layer.weight) and not _torch.is_flattened_by_fsdp1(layer.weight)
+        fully_shard(layer, mesh=mesh)
+        assert _torch.is_dtensor(layer.weight)
+        part = _torch.local_of(layer.weight)
+        assert part is _torch.local_of(layer.weight) and part.shape == (2, 3)
+        again = _torch.like(part, layer.weight)
+        assert isinstance(again, DTensor) and again.placements == layer.weight.placements == (Shard(0),)
+        assert again.shape == layer.weight.shape and _torch.local_of(again).data_ptr() == part.data_ptr()
+        for use_orig_params in (False, True):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                old = FullyShardedDataParallel(
+                    torch.nn.Linear(3, 2), use_orig_params=use_orig_params, device_id=torch.device("cpu")
+                )
+            assert all(map(_torch.is_flattened_by_fsdp1, old.parameters()))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_keeping_a_stream_busy(monkeypatch):

@@ -109,10 +109,10 @@ def build(
             f"--batch-size {settings.training.batch_size} exceeds the {len(data.train)} training images of {data.name}"
         )
     if settings.training.batch_size % team.size:
-        nearest = max(1, round(settings.training.batch_size / team.size)) * team.size
+        even = max(1, round(settings.training.batch_size / team.size)) * team.size
         raise RunError(
             f"--batch-size {settings.training.batch_size} is that of all processes together, and {team.size} cannot "
-            f"share it evenly; give --batch-size {nearest}"
+            f"share it evenly; give --batch-size {even}"
         )
     sides = {"--size": settings.data.size, "--crop": settings.training.crop}
     unfit = {name: side for name, side in sides.items() if side is not None and side % degrade.scale}
