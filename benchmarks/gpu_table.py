@@ -26,6 +26,8 @@ from gradprom_ext.bench import report
 #: The last word of each of compute-sanitizer's tools.
 SUMMARY = re.compile(r"={5,} ((?:ERROR|RACECHECK) SUMMARY: .*)")
 SANITIZERS = ("memcheck", "racecheck")
+#: The parts that compare every kernel with the reference.
+CHECKS = ("check", "check-triton")
 
 
 def machine() -> dict[str, Any]:
@@ -123,6 +125,10 @@ def table(out: Path) -> str:
             "## Build",
             f"nvcc {built['nvcc']}, {built['architectures'] or 'no CUDA kernels'}. Backends: {reasons}.",
         ]
+    checks = [out / "logs" / f"{name}.log" for name in CHECKS]
+    if any(path.exists() for path in checks):
+        lines += ["## Self-check, `python -m gradprom_ext.doctor --check`"]
+        lines += [f"```text\n{path.read_text(errors='replace').strip()}\n```" for path in checks if path.exists()]
     if tested:
         lines += [
             "## Tests",

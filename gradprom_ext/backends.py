@@ -241,14 +241,15 @@ def choose(name: str | Backend, device: torch.device, num_aux: int) -> Backend:
     return backend
 
 
+_warned: set[tuple[object, ...]] = set()
 _proven: dict[tuple[str | Backend, torch.device, Needs], Backend] = {}
 
 
 def proven(name: str | Backend, device: torch.device, needs: Needs) -> Backend:
     """The backend of :func:`choose`, after it has passed its self-check for plans of this kind.
 
-    Where ``"auto"`` chose it and it fails, the next one is taken, and one warning says what was wrong. A backend that is
-    an object is its owner's affair.
+    Where ``"auto"`` chose it and it fails, the next one is taken, and one warning says what was wrong. A backend that
+    is an object is its owner's affair.
 
     :raises ValueError: the named backend cannot take the tensors.
     :raises RuntimeError: the named backend failed; or the device is useless afterwards.
@@ -262,7 +263,7 @@ def proven(name: str | Backend, device: torch.device, needs: Needs) -> Backend:
         if fault is not None:
             raise RuntimeError(
                 f"backend {name!r} failed its self-check on {device} ({needs}): {fault}. backend='auto' takes another "
-                f"one, and GRADPROM_SELF_CHECK=off takes this one all the same. {_REPORT}"
+                f"one, and GRADPROM_SELF_CHECK=off takes this one all the same. {self_check.REPORT}"
             )
     else:
         faults: dict[str, str] = {}
@@ -273,18 +274,17 @@ def proven(name: str | Backend, device: torch.device, needs: Needs) -> Backend:
                 if fault is None:
                     break
                 faults[backend.name] = fault
-        if faults:
+        if not faults:
+            choose(name, device, needs.num_aux)  # warns where it is the reference
+        elif (device, *faults) not in _warned:
+            _warned.add((device, *faults))
             why = "; ".join(f"{failed}: {fault}" for failed, fault in faults.items())
+            taken = "its slow reference" if backend.name == "reference" else backend.name
             warnings.warn(
-                f"gradprom_ext runs {'its slow reference' if backend.name == 'reference' else backend.name} on {device}, "
-                f"because the self-check of what comes before it failed ({needs}): {why}. {_REPORT}",
+                f"gradprom_ext runs {taken} on {device}, because the self-check of what comes before it failed ({needs}): "
+                f"{why}. {self_check.REPORT}",
                 stacklevel=2,
             )
-        else:
-            choose(name, device, needs.num_aux)  # warns where it is the reference
     if not is_capturing():  # nothing was proven during a capture
         _proven[key] = backend
     return backend
-
-
-_REPORT = "Please report the output of `python -m gradprom_ext.doctor --check`"

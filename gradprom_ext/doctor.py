@@ -1,8 +1,8 @@
 """``python -m gradprom_ext.doctor``: what was built, what can run here, and why the rest cannot.
 
-With ``--check`` every backend takes steps on every device that it can run on, in a process of its own with a time limit,
-and a table compares them with the reference; the status is 1 where something is wrong. What is found is remembered:
-``backend="auto"`` does not take what failed.
+With ``--check`` every backend takes steps on every device that it can run on, in a process of its own with a time
+limit, and a table compares them with the reference; the status is 1 where something is wrong. What is found is
+remembered: ``backend="auto"`` does not take what failed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import torch
 
@@ -101,6 +102,10 @@ def report() -> str:
 # The long form of the self-check
 
 
+#: Importing PyTorch and starting a driver may take so long, in seconds.
+START_LIMIT = 120.0
+
+
 class Finding(NamedTuple):
     """A line of the table.
 
@@ -149,10 +154,12 @@ def examine_here(name: str, device: torch.device) -> Iterator[Finding]:
     for needs, elements in self_check.long_form(device):
         what = f"{needs}, up to {elements:,}"
         print(json.dumps({"begun": what, "needs": str(needs)}), flush=True)
+        worst: self_check.Row | None = None
+        fault: str | None = None
         try:
             rows = self_check.examine(backend, device, needs, elements)
         except Exception as error:
-            worst, fault = None, self_check.in_a_line(error)
+            fault = self_check.in_a_line(error)
         else:
             worst = max(
                 rows, key=lambda row: math.inf if row.wrong else row.error / row.allowed if row.allowed else 0.0
@@ -169,20 +176,17 @@ def examine_here(name: str, device: torch.device) -> Iterator[Finding]:
 
 
 def examine_apart(name: str, device: torch.device, limit: float) -> list[Finding]:
-    """The same in a process of its own, which may die or never end."""
+    """The same in a process of its own, which may die or never end.
+
+    :param limit: seconds for each line of the table.
+    """
     command = [sys.executable, "-m", "gradprom_ext.doctor", "--check", "--in-this-process"]
     command += ["--backend", name, "--device", str(device)]
     root = str(Path(__file__).resolve().parents[1])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, env=env)
-        try:
-            status = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            status = None
-            process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)  # a driver may hold on to it
+        status = _status(process, out, limit)
         for file in (out, err):
             file.seek(0)
         said, complaint = out.read(), err.read().strip().splitlines()
@@ -198,7 +202,7 @@ def examine_apart(name: str, device: torch.device, limit: float) -> list[Finding
             begun = {"begun": "its end", "needs": ""}
     if status not in (0, 1):
         if status is None:
-            fault = f"did not finish within {limit:.0f} s in all: a kernel that never ends, or a busy machine"
+            fault = f"did not finish within {limit:.0f} s: a kernel that never ends, or a busy machine"
         else:
             fault = f"the process ended with status {status}"
             if status < 0:
@@ -209,6 +213,21 @@ def examine_apart(name: str, device: torch.device, limit: float) -> list[Finding
         if ":" not in name and begun["needs"]:
             self_check.Record(backend_of(name), device).add({begun["needs"]: fault})
     return findings
+
+
+def _status(process: subprocess.Popen[bytes], out: IO[str], limit: float) -> int | None:
+    """Of a process at its end; ``None`` of one that wrote nothing to ``out`` for ``limit`` seconds and was killed."""
+    written, deadline = 0, time.monotonic() + max(limit, START_LIMIT)
+    while time.monotonic() < deadline:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(0.1)
+        size = os.fstat(out.fileno()).st_size
+        if size > written:
+            written, deadline = size, time.monotonic() + limit
+    process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)  # a driver may hold on to it
+    return None
 
 
 def table(findings: Sequence[Finding]) -> str:
@@ -238,23 +257,19 @@ def check(name: str | None, device: torch.device | None, limit: float) -> int:
     print(table(found))
     wrong = sum(f.fault is not None for f in found)
     if wrong:
-        print(
-            f"{wrong} of {len(found)} are wrong: please report all of this, with the output of the doctor without --check"
-        )
+        print(f"{wrong} of {len(found)} are wrong: please report this, with the output of the doctor without --check")
     else:
         print(f"all {len(found)} agree with the reference")
     return int(wrong > 0)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m gradprom_ext.doctor", description=(__doc__ or "").partition("\n\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m gradprom_ext.doctor", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare every backend with the reference on every device")
     parser.add_argument("--backend", metavar="NAME", help="this one alone; MODULE:CLASS for one of your own")
     parser.add_argument("--device", type=torch.device, help="this one alone: cpu, cuda:0, ...")
     parser.add_argument(
-        "--time-limit", type=float, default=300.0, metavar="SECONDS", help="for a backend on a device (300)"
+        "--time-limit", type=float, default=120.0, metavar="SECONDS", help="for each line of the table (120)"
     )
     parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     return parser

@@ -5,10 +5,11 @@ before a backend makes its first plan of a kind on a device, it takes a few step
 element to megabytes, and parameters, states and statistics are compared with those of the reference on the same device.
 :mod:`gradprom_ext.backends` asks (:func:`fault`); a backend with a fault is not used.
 
-That is done once for a kind of plan, in a thread of its own, so that neither modes of PyTorch that the caller is in
-(inference, autocast, ``torch.func``) nor a kernel that never ends reach the other side. What was found is remembered in
-this process and in ``self-check/`` below ``$GRADPROM_CACHE``, ``$XDG_CACHE_HOME/gradprom_ext`` or
-``~/.cache/gradprom_ext``, by driver, device, build of the kernels and versions. ``GRADPROM_SELF_CHECK=off`` skips it.
+That is done once for a kind of plan, in a thread of its own: modes of PyTorch that the caller is in (inference,
+autocast, ``torch.func``) do not reach it, a kernel that never ends does not keep the caller, and OpenMP has no threads
+in the caller's thread yet, with which a forked process would wait for ever. What was found is remembered in this process
+and in ``self-check/`` below ``$GRADPROM_CACHE``, ``$XDG_CACHE_HOME/gradprom_ext`` or ``~/.cache/gradprom_ext``, by
+driver, device, build of the kernels and versions. ``GRADPROM_SELF_CHECK=off`` skips it.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, tor
 MEAN_SHARE = 0.01
 #: Numbers of which a mean is taken.
 ENOUGH = 1000
-#: Of inner products, which are summed in fp64 in another order.
-SUMS_TOLERANCE = 1e-9
+#: Of inner products, which are summed in fp64 in another order; those of fp32 products are farther off.
+SUMS_TOLERANCE = 1e-11
 
 #: Elements of the largest tensors: every multiprocessor of a GPU gets several tiles of them.
 ELEMENTS = {"cuda": 300_007, "cpu": 20_011}
@@ -588,6 +589,8 @@ def switched_off() -> bool:
     return os.environ.get("GRADPROM_SELF_CHECK", "").lower() in ("0", "off", "no", "false")
 
 
+REPORT = "Please report the output of `python -m gradprom_ext.doctor --check`"
+
 _known: dict[tuple[int, torch.device, Needs], str | None] = {}
 
 
@@ -617,9 +620,8 @@ def fault(backend: Backend, device: torch.device, needs: Needs) -> str | None:
     _known[key] = found
     if found is not None and not is_alive(device):
         raise RuntimeError(
-            f"the backend {backend.name!r} failed its self-check on {device} ({found}), and the device can no longer be "
-            "used in this process; start again: this backend will not be taken then. Please report the output of "
-            "`python -m gradprom_ext.doctor --check`"
+            f"backend {backend.name!r} failed its self-check on {device} ({found}), and this process can no longer use "
+            f"the device. Start again: 'auto' will not take this backend then. {REPORT}"
         )
     return found
 
