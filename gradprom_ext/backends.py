@@ -281,8 +281,8 @@ def proven(name: str | Backend, device: torch.device, needs: Needs) -> Backend:
             why = "; ".join(f"{failed}: {fault}" for failed, fault in faults.items())
             taken = "its slow reference" if backend.name == "reference" else backend.name
             warnings.warn(
-                f"gradprom_ext runs {taken} on {device}, because the self-check of what comes before it failed ({needs}): "
-                f"{why}. {self_check.REPORT}",
+                f"gradprom_ext runs {taken} on {device}, because the self-check of what comes before it failed "
+                f"({needs}): {why}. {self_check.REPORT}",
                 stacklevel=2,
             )
     if not is_capturing():  # nothing was proven during a capture

@@ -103,13 +103,14 @@ def report() -> str:
 
 
 #: Importing PyTorch and starting a driver may take so long, in seconds.
-START_LIMIT = 120.0
+START_LIMIT = 60.0
 
 
 class Finding(NamedTuple):
     """A line of the table.
 
     :param worst: the number that came nearest to its limit, or went farthest beyond it.
+    :param seconds: that it took, compiling included.
     """
 
     backend: str
@@ -117,6 +118,7 @@ class Finding(NamedTuple):
     what: str
     fault: str | None
     worst: self_check.Row | None = None
+    seconds: float = 0.0
 
 
 def backend_of(name: str) -> Backend:
@@ -156,6 +158,7 @@ def examine_here(name: str, device: torch.device) -> Iterator[Finding]:
         print(json.dumps({"begun": what, "needs": str(needs)}), flush=True)
         worst: self_check.Row | None = None
         fault: str | None = None
+        start = time.perf_counter()
         try:
             rows = self_check.examine(backend, device, needs, elements)
         except Exception as error:
@@ -166,7 +169,7 @@ def examine_here(name: str, device: torch.device) -> Iterator[Finding]:
             )
             fault = str(worst) if worst.wrong else None
         faults[str(needs)] = faults.get(str(needs)) or fault
-        yield Finding(backend.name, str(device), what, fault, worst)
+        yield Finding(backend.name, str(device), what, fault, worst, time.perf_counter() - start)
         if fault is not None and not self_check.is_alive(device):
             break
     if ":" not in name:
@@ -218,32 +221,35 @@ def examine_apart(name: str, device: torch.device, limit: float) -> list[Finding
 def _status(process: subprocess.Popen[bytes], out: IO[str], limit: float) -> int | None:
     """Of a process at its end; ``None`` of one that wrote nothing to ``out`` for ``limit`` seconds and was killed."""
     written, deadline = 0, time.monotonic() + max(limit, START_LIMIT)
-    while time.monotonic() < deadline:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(0.1)
-        size = os.fstat(out.fileno()).st_size
-        if size > written:
-            written, deadline = size, time.monotonic() + limit
-    process.kill()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(10)  # a driver may hold on to it
-    return None
+    try:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(0.1)
+            size = os.fstat(out.fileno()).st_size
+            if size > written:
+                written, deadline = size, time.monotonic() + limit
+        return None
+    finally:  # also where this process is interrupted
+        if process.poll() is None:
+            process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)  # a driver may hold on to it
 
 
 def table(findings: Sequence[Finding]) -> str:
     """
-    >>> print(table([Finding("cpu", "cpu", "sgd", None, self_check.Row("inner products", 2e-15, 1e-9))]))
-    backend  device  what  result  off by   allowed
-    cpu      cpu     sgd   ok      2.0e-15  1e-09    inner products
+    >>> print(table([Finding("cpu", "cpu", "sgd", None, self_check.Row("inner products", 2e-15, 1e-11), 0.02)]))
+    backend  device  what  ms  result  off by   allowed
+    cpu      cpu     sgd   20  ok      2.0e-15  1e-11    inner products
     """
-    rows = [("backend", "device", "what", "result", "off by", "allowed", "")]
+    rows = [("backend", "device", "what", "ms", "result", "off by", "allowed", "")]
     for f in findings:
-        result = "ok" if f.fault is None else "wrong"
+        result, ms = "ok" if f.fault is None else "wrong", f"{1000 * f.seconds:.0f}"
         if f.worst is None:
-            rows.append((f.backend, f.device, f.what, result, "-", "-", f.fault or ""))
+            rows.append((f.backend, f.device, f.what, ms, result, "-", "-", f.fault or ""))
         else:
             error, allowed = f"{f.worst.error:.1e}", f"{f.worst.allowed:g}"
-            rows.append((f.backend, f.device, f.what, result, error, allowed, f.worst.what))
+            rows.append((f.backend, f.device, f.what, ms, result, error, allowed, f.worst.what))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

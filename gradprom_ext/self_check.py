@@ -7,9 +7,9 @@ element to megabytes, and parameters, states and statistics are compared with th
 
 That is done once for a kind of plan, in a thread of its own: modes of PyTorch that the caller is in (inference,
 autocast, ``torch.func``) do not reach it, a kernel that never ends does not keep the caller, and OpenMP has no threads
-in the caller's thread yet, with which a forked process would wait for ever. What was found is remembered in this process
-and in ``self-check/`` below ``$GRADPROM_CACHE``, ``$XDG_CACHE_HOME/gradprom_ext`` or ``~/.cache/gradprom_ext``, by
-driver, device, build of the kernels and versions. ``GRADPROM_SELF_CHECK=off`` skips it.
+in the caller's thread yet, with which a forked process would wait for ever. What was found is remembered in this
+process and in ``self-check/`` below ``$GRADPROM_CACHE``, ``$XDG_CACHE_HOME/gradprom_ext`` or ``~/.cache/gradprom_ext``,
+by driver, device, build of the kernels and versions. ``GRADPROM_SELF_CHECK=off`` skips it.
 """
 
 from __future__ import annotations

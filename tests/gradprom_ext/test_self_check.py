@@ -18,7 +18,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import gradprom_ext as gp
-from gradprom_ext import backends, doctor, self_check
+from gradprom_ext import _torch, backends, doctor, self_check
 from gradprom_ext.plan import PlanBase, PlanSpec
 from gradprom_ext.self_check import Needs, Record
 
@@ -294,9 +294,9 @@ def test_auto_takes_the_next_one_and_warns_once(suspect):
             assert opt.backend == "cpu"
     (message,) = [str(w.message) for w in caught]
     assert message == (
-        "gradprom_ext runs cpu on cpu, because the self-check of what comes before it failed (sgd, 1 aux, hard gate, one "
-        "cosine, float32): suspect: a sum off by 0.5, where 0.25 is allowed. Please report the output of `python -m "
-        "gradprom_ext.doctor --check`"
+        "gradprom_ext runs cpu on cpu, because the self-check of what comes before it failed (sgd, 1 aux, hard gate, "
+        "one cosine, float32): suspect: a sum off by 0.5, where 0.25 is allowed. Please report the output of `python "
+        "-m gradprom_ext.doctor --check`"
     )
     assert suspect.examined == [SGD]
     with warnings.catch_warnings():
@@ -480,6 +480,50 @@ def test_nothing_is_checked_during_a_capture(suspect, monkeypatch):
     monkeypatch.setattr(self_check, "is_capturing", lambda: True)
     with pytest.warns(UserWarning, match="suspect: a sum off"):  # what is known counts
         assert optimizer().backend == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_gpu_is_asked_without_a_synchronization(name):
+    """The caller may have forbidden those, and what it has enqueued comes first."""
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no NVIDIA GPU here")
+    device = torch.device("cuda", torch.cuda.current_device())
+    reason = backends.explain(device)[name]
+    if reason is not None:
+        pytest.skip(f"backend {name}: {reason}")
+    backend = next(b for b in backends.BACKENDS if b.name == name)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(torch.cuda.Stream(device)):
+            _torch.keep_busy(100_000_000)
+            assert self_check.fault(backend, device, SGD) is None
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert Record(backend, device).read() == {str(SGD): None}
+
+
+@pytest.mark.gpu
+def test_a_first_step_in_a_capture_is_checked_later():
+    """Plain SGD has no state that would be created there, so nothing else refuses it."""
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no NVIDIA GPU here")
+    p = torch.nn.Parameter(torch.ones(1000, device="cuda"))
+    gp.gradprom_([torch.ones(3, device="cuda")], [torch.ones(3, device="cuda")], [torch.ones(3, device="cuda")])
+    opt = gp.GradPromSGD([p], lr=0.5)
+    p.grad, opt.aux_grads = torch.ones_like(p), [[torch.ones_like(p)]]
+    self_check._known.clear()
+    backends._proven.clear()
+    for record in self_check.cache_folder().glob("*.json"):
+        record.unlink()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        opt.step()
+    assert not self_check._known
+    graph.replay()
+    assert p.tolist() == [0.0] * 1000
+    assert gp.GradPromSGD([p], lr=0.5).backend == opt.backend
+    assert list(self_check._known.values()) == [None]
 
 
 @pytest.mark.parametrize("mode", ["inference", "fake", "autocast", "meta", "vmap", "compile"])
