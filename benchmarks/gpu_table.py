@@ -166,8 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if not torch.cuda.is_available():
             sys.exit(
-                f"PyTorch {torch.__version__} finds no NVIDIA GPU here (torch.cuda.is_available() is False); this needs "
-                "a GPU, its driver and a PyTorch built for CUDA"
+                f"PyTorch {torch.__version__} finds no NVIDIA GPU here (torch.cuda.is_available() is False); this "
+                "needs a GPU, its driver and a PyTorch built for CUDA"
             )
     collect: dict[str, Callable[[], dict[str, Any]]] = {
         "machine": machine,

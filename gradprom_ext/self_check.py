@@ -594,7 +594,6 @@ REPORT = "Please report the output of `python -m gradprom_ext.doctor --check`"
 _known: dict[tuple[int, torch.device, Needs], str | None] = {}
 
 
-@_torch.untraced
 def fault(backend: Backend, device: torch.device, needs: Needs) -> str | None:
     """What is wrong with a backend on a device for a plan of this kind; ``None`` where it proved itself, now or before.
 

@@ -5,6 +5,7 @@ Also for ``python -m gradprom_ext.doctor --check --backend tests.gradprom_ext.br
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -20,7 +21,7 @@ from torch import Tensor
 from gradprom_ext import triton_plan
 from gradprom_ext.plan import Gradients, PlanBase, PlanSpec
 
-from .targets import HostCuda, HostTriton, cuda_on_host, interpreted, load_interpreted
+from .targets import HostCuda, HostTriton, cuda_on_host, interpreted, load_interpreted, quick_interpreter
 
 
 class Around(PlanBase):
@@ -188,8 +189,22 @@ class TritonCutsOff(RewrittenTriton):
 
 
 class TritonEndless(RewrittenTriton):
+    """For a process of its own."""
+
     old = '"""From the partial Gram matrices to weights, statistics and coefficients, in one program."""'
     new = old + "\n    while rows >= 0:\n        rows = rows + 0"
+
+    def plan(self, spec: PlanSpec) -> PlanBase:
+        _interpret_from_now_on()
+        return super().plan(spec)
+
+
+_modes = contextlib.ExitStack()
+
+
+@functools.cache
+def _interpret_from_now_on() -> None:
+    _modes.enter_context(quick_interpreter())
 
 
 class TritonNoBarrier(HostTriton):

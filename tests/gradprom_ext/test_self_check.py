@@ -593,7 +593,7 @@ def test_too_little_memory_says_nothing_about_kernels():
 def test_a_device_that_is_lost_is_an_error_that_the_next_process_knows_of(suspect, monkeypatch):
     """As after an illegal address: nothing can be launched any more, on any backend."""
     monkeypatch.setattr(self_check, "is_alive", lambda device: False)
-    with pytest.raises(RuntimeError, match=r"'suspect' failed its self-check on cpu .* start again"):
+    with pytest.raises(RuntimeError, match=r"'suspect' failed its self-check on cpu .* Start again"):
         optimizer().backend  # noqa: B018
     forget(monkeypatch)
     with pytest.warns(UserWarning, match="suspect: a sum off"):
