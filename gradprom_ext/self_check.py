@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _torch, reference, rules
+from . import reference, rules
 from ._device import is_capturing
 from ._extension import extension
 from .plan import Gradients, PlanBase, PlanSpec, StepRequest
