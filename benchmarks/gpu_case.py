@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import gradprom_ext as gp
 from gradprom_ext import backends
+from gradprom_ext.self_check import TOLERANCE
 
 RULES: dict[str, Callable[..., Any]] = {
     "sgd": lambda ps, **kw: gp.GradPromSGD(ps, lr=0.1, weight_decay=0.1, **kw),
@@ -39,8 +40,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "one launch, two blocks": {"max_blocks": 2, "max_shared_bytes": 20_000},
 }
 SHAPES = [(20_011,), (3, 129), (), (0,), (8, 5, 3, 3), (1,), (513,)]
-#: How far two correct results may lie apart after two steps, relative to 1 + their size.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 GUARD = 7.0
 
 

@@ -18,18 +18,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from gradprom_ext import backends
-from gradprom_ext.bench import report
+# PyTorch is imported by those parts that ask it something.
 
 #: The last word of each of compute-sanitizer's tools.
 SUMMARY = re.compile(r"={5,} ((?:ERROR|RACECHECK) SUMMARY: .*)")
 SANITIZERS = ("memcheck", "racecheck")
+#: The parts that compare every kernel with the reference.
+CHECKS = ("check", "check-triton")
 
 
 def machine() -> dict[str, Any]:
     """The GPU and the software, as in the benchmark's files, and what belongs to the build and the kernels."""
+    import torch
+
+    from gradprom_ext.bench import report
+
     about = report.machine(torch.device("cuda"), [])
     del about["command"]
     try:
@@ -44,6 +47,10 @@ def machine() -> dict[str, Any]:
 
 def build() -> dict[str, Any]:
     """What was compiled and which backends take tensors of the GPU; a reason for each that does not."""
+    import torch
+
+    from gradprom_ext import backends
+
     extension, problem = backends.extension()
     nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=False)
     release = re.search(r"release ([\d.]+)", nvcc.stdout)
@@ -103,6 +110,8 @@ def parts(path: Path) -> list[tuple[str, str, str]]:
 def table(out: Path) -> str:
     """Everything that is there, as Markdown."""
 
+    from gradprom_ext.bench import report
+
     def loaded(name: str) -> dict[str, Any]:
         path = out / f"{name}.json"
         return json.loads(path.read_text()) if path.exists() else {}
@@ -123,6 +132,10 @@ def table(out: Path) -> str:
             "## Build",
             f"nvcc {built['nvcc']}, {built['architectures'] or 'no CUDA kernels'}. Backends: {reasons}.",
         ]
+    checks = [out / "logs" / f"{name}.log" for name in CHECKS]
+    if any(path.exists() for path in checks):
+        lines += ["## Self-check, `python -m gradprom_ext.doctor --check`"]
+        lines += [f"```text\n{path.read_text(errors='replace').strip()}\n```" for path in checks if path.exists()]
     if tested:
         lines += [
             "## Tests",
@@ -148,11 +161,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.part == "table":
         (args.out / "table.md").write_text(table(args.out))
         return 0
-    if args.part == "machine" and not torch.cuda.is_available():
-        sys.exit(
-            f"PyTorch {torch.__version__} finds no NVIDIA GPU here (torch.cuda.is_available() is False); this needs a "
-            "GPU, its driver and a PyTorch built for CUDA"
-        )
+    if args.part == "machine":
+        import torch
+
+        if not torch.cuda.is_available():
+            sys.exit(
+                f"PyTorch {torch.__version__} finds no NVIDIA GPU here (torch.cuda.is_available() is False); this "
+                "needs a GPU, its driver and a PyTorch built for CUDA"
+            )
     collect: dict[str, Callable[[], dict[str, Any]]] = {
         "machine": machine,
         "build": build,

@@ -20,9 +20,14 @@ def readable(number: Any, device: torch.device) -> Any:
     return to_device(number, device)
 
 
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def refuse_capture() -> None:
     """:raises RuntimeError: a CUDA graph is being captured, and it would repeat what happens once in a lifetime."""
-    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+    if is_capturing():
         raise RuntimeError(
             "the first step of an optimizer creates its state, which a CUDA graph would do again at every replay; run "
             "at least one step before the capture"

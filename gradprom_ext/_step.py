@@ -13,6 +13,7 @@ from . import backends, reference, rules
 from ._device import readable, refuse_capture, to_device
 from .plan import Gradients, PlanBase, PlanSpec, StepRequest
 from .rules import Hyper
+from .self_check import Needs
 from .settings import StepConfig
 from .stats import GateStats
 
@@ -42,8 +43,9 @@ class Stepper:
         self._order = torch.empty(0, dtype=torch.int64)
         if len(by_device) > 1:
             self._order = torch.tensor([i for share in self._shares for i in share], device=self.devices[0])
-        self.backends = [backends.choose(config.backend, device, spec.num_aux) for device in self.devices]
         parts = [spec] if len(by_device) == 1 else [spec.part(share) for share in self._shares]
+        needs = [Needs.of(part, config.kernel) for part in parts]
+        self.backends = [backends.proven(config.backend, *each) for each in zip(self.devices, needs, strict=True)]
         self._plans = [backend.plan(part) for backend, part in zip(self.backends, parts, strict=True)]
         self._fused = len(self._plans) == 1 and config.kernel is not None and self._plans[0].fused
 

@@ -10,16 +10,20 @@ import importlib.util
 import os
 import warnings
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import self_check
+from ._device import is_capturing
 from ._extension import extension
 from .compiled_plan import CompiledPlan
 from .plan import MAX_AUX, PlanBase, PlanSpec
 from .reference import ReferencePlan
+from .self_check import Needs
 
-__all__ = ["Backend", "available_backends", "choose", "explain"]
+__all__ = ["Backend", "available_backends", "choose", "explain", "proven"]
 
 
 class Backend(ABC):
@@ -27,6 +31,7 @@ class Backend(ABC):
 
     name: str
     device_type: str | None  #: of the tensors it takes; ``None``: any
+    compiles_each_kind: bool = False  #: types and layouts of tensors are compiled into a kernel, which takes seconds
 
     @abstractmethod
     def missing(self) -> str | None:
@@ -39,6 +44,15 @@ class Backend(ABC):
     @abstractmethod
     def plan(self, spec: PlanSpec) -> PlanBase:
         """A plan for the parameters of one device."""
+
+    def forms(self) -> dict[str, Backend]:
+        """The ways in which this backend may come to be launched, by their names: each has to prove itself
+        (:mod:`gradprom_ext.self_check`). None of the reference, which is what they are compared with."""
+        return {"": self}
+
+    def identity(self) -> str:
+        """Tells builds of the kernels apart."""
+        return ""
 
 
 class ReferenceBackend(Backend):
@@ -55,6 +69,9 @@ class ReferenceBackend(Backend):
 
     def plan(self, spec: PlanSpec) -> PlanBase:
         return ReferencePlan(spec)
+
+    def forms(self) -> dict[str, Backend]:
+        return {}
 
 
 def _too_many(num_aux: int) -> str | None:
@@ -89,6 +106,14 @@ class CudaBackend(Backend):
     def plan(self, spec: PlanSpec) -> PlanBase:
         return CompiledPlan(extension()[0], spec, self.options)
 
+    def forms(self) -> dict[str, Backend]:
+        few = {"max_shared_bytes": 4096, **self.options}
+        apart = {"cooperative": False, **self.options}
+        return {"": self, "4 KB on chip": type(self)(**few), "one launch per stage": type(self)(**apart)}
+
+    def identity(self) -> str:
+        return self_check.file_identity(extension()[0].__file__)
+
 
 class CpuBackend(Backend):
     """The compiled CPU kernels (csrc/cpu): OpenMP, AVX2 or AVX-512 where the processor has it."""
@@ -106,6 +131,9 @@ class CpuBackend(Backend):
 
     def plan(self, spec: PlanSpec) -> PlanBase:
         return CompiledPlan(extension()[0], spec, {})
+
+    def identity(self) -> str:
+        return self_check.file_identity(extension()[0].__file__)
 
 
 @functools.cache
@@ -126,6 +154,7 @@ class TritonBackend(Backend):
 
     name = "triton"
     device_type: str | None = "cuda"  #: AMD's GPUs have this type in PyTorch too
+    compiles_each_kind = True
 
     def missing(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
@@ -148,6 +177,14 @@ class TritonBackend(Backend):
         from .triton_plan import TritonPlan  # imported when it is first used, as Triton is
 
         return TritonPlan(triton_kernels(), spec)
+
+    def identity(self) -> str:
+        import triton
+
+        own = [
+            self_check.file_identity(str(Path(__file__).with_name(f"triton_{part}.py"))) for part in ("kernels", "plan")
+        ]
+        return " ".join([*own, triton.__version__, "interpreted" if triton_interprets() else "compiled"])
 
 
 #: In order of preference.
@@ -201,4 +238,53 @@ def choose(name: str | Backend, device: torch.device, num_aux: int) -> Backend:
     reason = backend.rejects(device, num_aux)
     if reason is not None:
         raise ValueError(f"backend {backend.name!r} {reason}")
+    return backend
+
+
+_warned: set[tuple[object, ...]] = set()
+_proven: dict[tuple[str | Backend, torch.device, Needs], Backend] = {}
+
+
+def proven(name: str | Backend, device: torch.device, needs: Needs) -> Backend:
+    """The backend of :func:`choose`, after it has passed its self-check for plans of this kind.
+
+    Where ``"auto"`` chose it and it fails, the next one is taken, and one warning says what was wrong. A backend that
+    is an object is its owner's affair.
+
+    :raises ValueError: the named backend cannot take the tensors.
+    :raises RuntimeError: the named backend failed; or the device is useless afterwards.
+    """
+    key = (name, device, needs)
+    if key in _proven:
+        return _proven[key]
+    if name != "auto":
+        backend = choose(name, device, needs.num_aux)
+        fault = self_check.fault(backend, device, needs) if isinstance(name, str) else None
+        if fault is not None:
+            raise RuntimeError(
+                f"backend {name!r} failed its self-check on {device} ({needs}): {fault}. backend='auto' takes another "
+                f"one, and GRADPROM_SELF_CHECK=off takes this one all the same. {self_check.REPORT}"
+            )
+    else:
+        faults: dict[str, str] = {}
+        reasons = explain(device, needs.num_aux)
+        for backend in BACKENDS:
+            if reasons[backend.name] is None:
+                fault = self_check.fault(backend, device, needs)
+                if fault is None:
+                    break
+                faults[backend.name] = fault
+        if not faults:
+            choose(name, device, needs.num_aux)  # warns where it is the reference
+        elif (device, *faults) not in _warned:
+            _warned.add((device, *faults))
+            why = "; ".join(f"{failed}: {fault}" for failed, fault in faults.items())
+            taken = "its slow reference" if backend.name == "reference" else backend.name
+            warnings.warn(
+                f"gradprom_ext runs {taken} on {device}, because the self-check of what comes before it failed "
+                f"({needs}): {why}. {self_check.REPORT}",
+                stacklevel=2,
+            )
+    if not is_capturing():  # nothing was proven during a capture
+        _proven[key] = backend
     return backend

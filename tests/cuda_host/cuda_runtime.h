@@ -46,6 +46,16 @@ void grid_barrier();
 // not use the grid barrier, and its blocks run one after the other.
 void run(dim3 grid, dim3 block, size_t shared_bytes, bool cooperative, const std::function<void()>& kernel);
 
+// What a device may have that its kernels do not work on; tests/gradprom_ext/broken.py.
+enum class Fault {
+  kNone,
+  kWrongSum,  // a warp's sums leave half of it out
+  kNoGrid,    // blocks do not wait for each other, and run one after the other
+  kNoBlock,   // the threads of a block do not wait for each other
+  kEndless,   // a grid barrier that nobody leaves
+};
+extern Fault fault;
+
 // A CUDA graph: while one is being captured, launches are not run but remembered, with copies of their arguments.
 bool capturing();
 void remember(std::function<void()> launch);

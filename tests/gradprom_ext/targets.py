@@ -114,8 +114,12 @@ class HostCuda(backends.CudaBackend):
 @functools.cache
 def interpreted() -> ModuleType:
     """The kernels as they are where ``TRITON_INTERPRET`` was set before they were imported."""
+    return load_interpreted(Path(triton_plan.__file__).with_name("triton_kernels.py"))
+
+
+def load_interpreted(path: Path) -> ModuleType:
+    """A source of such kernels."""
     pytest.importorskip("triton", minversion="3.9", reason="needs the interpreter of triton 3.9 or later")
-    path = Path(triton_plan.__file__).with_name("triton_kernels.py")
     spec = importlib.util.spec_from_file_location("interpreted_triton_kernels", path)
     assert spec is not None
     assert spec.loader is not None

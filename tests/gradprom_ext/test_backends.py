@@ -114,7 +114,7 @@ def test_without_the_compiled_module_the_reference_works_and_says_so():
 
 
 def test_doctor(capsys):
-    assert doctor.main() == 0
+    assert doctor.main([]) == 0
     text = capsys.readouterr().out
     for backend in backends.BACKENDS:
         assert f"  {backend.name}" in text
