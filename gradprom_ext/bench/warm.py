@@ -95,19 +95,20 @@ def measure(case: Case, backend: str, rounds: int) -> tuple[list[WarmResult], li
     notes: list[LeftOut] = []
     watches: dict[Place, Watch] = {}
     one_element = Case(f"{len(case.shapes)}x1", case.optimizer, case.precision)
-    for here, is_host in ((case, False), (one_element, True)):
-        for name, build in contestants(here, backend).items():
-            with leaving_out(notes, name, here):
-                inputs = Inputs(here.shapes, here.optimizer, here.precision, torch.device("cpu"))
-                step = build(here, inputs)
-                check(here, name, inputs, step)
-                for count in _counts(1 if is_host else threads):
-                    watches[name, is_host, count] = stopwatch(step, count)
-    parameters = sum(map(math.prod, case.shapes))
-    total, nothing = torch.randn(parameters), torch.zeros(parameters)
-    for count in _counts(threads):
-        watches["memory", False, count] = stopwatch(lambda: total.add_(nothing), count)
+    torch.set_num_threads(1)  # to check; each sample sets its own
     try:
+        for here, is_host in ((case, False), (one_element, True)):
+            for name, build in contestants(here, backend).items():
+                with leaving_out(notes, name, here):
+                    inputs = Inputs(here.shapes, here.optimizer, here.precision, torch.device("cpu"))
+                    step = build(here, inputs)
+                    check(here, name, inputs, step)
+                    for count in _counts(1 if is_host else threads):
+                        watches[name, is_host, count] = stopwatch(step, count)
+        parameters = sum(map(math.prod, case.shapes))
+        total, nothing = torch.randn(parameters), torch.zeros(parameters)
+        for count in _counts(threads):
+            watches["memory", False, count] = stopwatch(lambda: total.add_(nothing), count)
         samples = timing.interleave(watches, rounds)
     finally:
         torch.set_num_threads(threads)
