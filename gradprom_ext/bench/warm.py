@@ -22,7 +22,7 @@ from .update import Case, Inputs
 WARM_UP = 2
 #: Before them the process sleeps for so many seconds: on a machine that does other things too, the scheduler then lets
 #: its threads go first, for a short while.
-REST = 2e-3
+REST = 2e-2
 #: A sample is the quickest of so many steps.
 STEPS = 3
 
