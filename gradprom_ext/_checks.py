@@ -102,8 +102,8 @@ def aux_sequences(
     """``aux_grads`` as a list of auxiliaries: one sequence of tensors is a single auxiliary."""
     if isinstance(aux_grads, Tensor):
         raise TypeError("aux_grads is a tensor; pass a sequence with one gradient per parameter")
-    sequences = [a for a in aux_grads if isinstance(a, Sequence)]
-    tensors = [a for a in aux_grads if not isinstance(a, Sequence)]
-    if sequences and tensors:
+    # Of their few types, because asking hundreds of objects takes as long as reading their memory.
+    kinds = {issubclass(kind, Sequence) for kind in set(map(type, aux_grads))}
+    if len(kinds) > 1:
         raise TypeError("aux_grads mixes tensors and sequences; pass one sequence of tensors, or one per auxiliary")
-    return sequences or [tensors]
+    return list(aux_grads) if True in kinds else [list(aux_grads)]  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import backends, reference, rules
 from ._device import readable, refuse_capture, to_device
+from .backends import Backend
 from .plan import Gradients, PlanBase, PlanSpec, StepRequest
 from .rules import Hyper
 from .self_check import Needs
@@ -30,23 +31,31 @@ class NonFiniteGradientError(FloatingPointError):
 
 
 class Stepper:
-    """Plans for a fixed list of parameters, one per device."""
+    """Plans for a fixed list of parameters, one per device.
 
-    def __init__(self, spec: PlanSpec, config: StepConfig) -> None:
+    :param plan: of all of them, where there is one already.
+    """
+
+    def __init__(self, spec: PlanSpec, config: StepConfig, plan: PlanBase | None = None) -> None:
         self._spec = spec
         self.config = config
         self.lambdas = config.lambdas(spec.num_aux)
-        by_device = self._split(spec.params)
+        by_device: list[tuple[torch.device, Sequence[int]]]
+        by_device = [*self._split(spec.params)] if plan is None else [(spec.params[0].device, range(len(spec.params)))]
         self.devices = [device for device, _ in by_device]
         self._shares = [share for _, share in by_device]
         # The parameters plan by plan; on the device that decides, where indexing by it does not wait.
         self._order = torch.empty(0, dtype=torch.int64)
         if len(by_device) > 1:
             self._order = torch.tensor([i for share in self._shares for i in share], device=self.devices[0])
-        parts = [spec] if len(by_device) == 1 else [spec.part(share) for share in self._shares]
-        needs = [Needs.of(part, config.kernel) for part in parts]
-        self.backends = [backends.proven(config.backend, *each) for each in zip(self.devices, needs, strict=True)]
-        self._plans = [backend.plan(part) for backend, part in zip(self.backends, parts, strict=True)]
+        self.backends: list[Backend] = []  # of the plans that are made here
+        if plan is None:
+            parts = [spec] if len(by_device) == 1 else [spec.part(share) for share in self._shares]
+            needs = [Needs.of(part, config.kernel) for part in parts]
+            self.backends = [backends.proven(config.backend, *each) for each in zip(self.devices, needs, strict=True)]
+            self._plans = [backend.plan(part) for backend, part in zip(self.backends, parts, strict=True)]
+        else:
+            self._plans = [plan]
         self._fused = len(self._plans) == 1 and config.kernel is not None and self._plans[0].fused
 
     def _split(self, params: Sequence[Tensor]) -> list[tuple[torch.device, list[int]]]:
@@ -61,10 +70,10 @@ class Stepper:
         )
         return cls(spec, config)
 
-    @classmethod
-    def for_gradients(cls, main: Gradients, aux: Sequence[Gradients], config: StepConfig) -> Stepper:
-        """Without parameters: to measure, not to step."""
-        return cls.stateless(stand_ins(main, aux), len(aux), config)
+    @property
+    def plan(self) -> PlanBase | None:
+        """That of all parameters, where they are on one device."""
+        return self._plans[0] if len(self._plans) == 1 else None
 
     def fits(self, params: list[Tensor], num_aux: int, config: StepConfig) -> bool:
         """Whether this stepper was made for the same parameter objects, on the devices they are on now."""
@@ -80,7 +89,9 @@ class Stepper:
         :raises NonFiniteGradientError: see ``nonfinite``.
         """
         self._bind(main, aux)
-        stats = self._decide()[1]
+        stats = self._plans[0].measure(self._request([])) if self._fused else None
+        if stats is None:
+            stats = self._decide()[1]
         self._raise_nonfinite(stats, main, aux)
         return stats
 
@@ -123,17 +134,18 @@ class Stepper:
     ) -> GateStats:
         """The same with one plan and a gate that its kernels have: no operation of PyTorch's but the allocation of the
         statistics, so that autograd need not be kept out."""
-        plan, device, config = self._plans[0], self.devices[0], self.config
+        plan, device = self._plans[0], self.devices[0]
         plan.bind_gradients(main, aux)
         if any(isinstance(h.lr, Tensor) for h in hypers):
             hypers = [h.on(device) for h in hypers]
         self._init_states(plan, self._shares[0], hypers)
-        request = StepRequest(
-            hypers, config.policy, readable(self.lambdas, device), config.aux_cap, config.max_grad_norm, skipped_steps
-        )
-        stats = plan.step(request)
+        stats = plan.step(self._request(hypers, skipped_steps))
         self._raise_nonfinite(stats, main, aux)
         return stats
+
+    def _request(self, hypers: Sequence[Hyper], skipped_steps: Tensor | None = None) -> StepRequest:
+        config, lambdas = self.config, readable(self.lambdas, self.devices[0])
+        return StepRequest(hypers, config.policy, lambdas, config.aux_cap, config.max_grad_norm, skipped_steps)
 
     def _init_states(self, plan: PlanBase, share: Sequence[int], hypers: Sequence[Hyper]) -> None:
         """Makes what is missing of the states of a plan, whose parameters are those numbered ``share``."""
@@ -189,11 +201,6 @@ def shares_by_device(params: Sequence[Tensor]) -> list[tuple[torch.device, list[
     for i, param in enumerate(params):
         shares.setdefault(param.device, []).append(i)
     return list(shares.items())
-
-
-def stand_ins(main: Gradients, aux: Sequence[Gradients]) -> list[Tensor]:
-    """For every parameter a tensor of its shape, device and layout: a gradient of it, or an empty one."""
-    return [next((g for g in gs if g is not None), torch.empty(0)) for gs in zip(main, *aux, strict=True)]
 
 
 def _pick(items: Sequence[Any], indices: Sequence[int]) -> list[Any]:

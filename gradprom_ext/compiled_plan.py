@@ -25,14 +25,12 @@ class CompiledPlan(PlanBase):
     """
 
     fused = True
+    checks_params = True
 
     def __init__(self, module: Any, spec: PlanSpec, cuda_options: dict[str, Any]) -> None:
         super().__init__(spec)
         self._c = module
-        self._seen: Sequence[Hyper] = ()
-        self._converted: list[Any] = []
-        self._gate: Any = None
-        self._gate_key: tuple[Any, ...] = ()
+        self._forget_numbers()
         self._plan = module.Plan(
             rule=getattr(module.Rule, spec.rule.name),
             params=spec.params,
@@ -46,6 +44,23 @@ class CompiledPlan(PlanBase):
         # Callers reach the compiled functions without a step in Python between.
         self.matches = self._plan.matches  # type: ignore[method-assign]
         self.bind_gradients = self._plan.bind_gradients  # type: ignore[method-assign]
+
+    def _forget_numbers(self) -> None:
+        self._seen: Sequence[Hyper] = ()
+        self._converted: list[Any] = []
+        self._gate: Any = None
+        self._gate_key: tuple[Any, ...] = ()
+
+    def rebind(self, params: list[Tensor]) -> bool:
+        if not self._plan.rebind(params):
+            return False
+        self.spec = self.spec.of(params)
+        return True
+
+    def release(self) -> bool:
+        self._forget_numbers()  # learning rate and lambda may be tensors
+        self.spec = self.spec.of([])
+        return self._plan.release()
 
     def bind_gradients(self, main: Gradients, aux: Sequence[Gradients]) -> None:
         self._plan.bind_gradients(main, aux)
@@ -67,10 +82,26 @@ class CompiledPlan(PlanBase):
         self._plan.update(self._settings(hypers), weights.contiguous(), skipped.to(weights.dtype))
         torch.autograd.graph.increment_version(self.spec.params)
 
+    def measure(self, request: StepRequest) -> GateStats | None:
+        stats = self._empty_stats()
+        return self._stats(stats) if self._plan.measure(self._gate_of(request), stats) else None
+
     def step(self, request: StepRequest) -> GateStats:
+        stats = self._empty_stats()
+        self._plan.step(self._settings(request.hypers), self._gate_of(request), stats, request.skipped_steps)
+        # The kernels write through raw pointers; autograd must still notice that saved parameters are stale.
+        torch.autograd.graph.increment_version(self.spec.params)
+        return self._stats(stats)
+
+    def _empty_stats(self) -> Tensor:
+        return self._empty((packed_size(self.spec.rows, self.spec.num_aux),))
+
+    def _stats(self, packed: Tensor) -> GateStats:
         spec = self.spec
-        stats = self._empty((packed_size(spec.rows, spec.num_aux),))
-        hypers, gate, aux_weight, aux_cap, max_grad_norm, skipped_steps = request
+        return GateStats(packed, spec.num_aux, spec.rows if spec.per_tensor else None)
+
+    def _gate_of(self, request: StepRequest) -> Any:
+        _, gate, aux_weight, aux_cap, max_grad_norm, _ = request
         key = (gate, gate.threshold, aux_weight, aux_cap, max_grad_norm)
         if self._gate is None or not all(map(operator.is_, key, self._gate_key)):
             self._gate_key = key
@@ -81,10 +112,7 @@ class CompiledPlan(PlanBase):
                 aux_cap=aux_cap or 0.0,
                 aux_weight=aux_weight,
             )
-        self._plan.step(self._settings(hypers), self._gate, stats, skipped_steps)
-        # The kernels write through raw pointers; autograd must still notice that saved parameters are stale.
-        torch.autograd.graph.increment_version(spec.params)
-        return GateStats(stats, spec.num_aux, spec.rows if spec.per_tensor else None)
+        return self._gate
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
         return torch.empty(shape, dtype=torch.float64, device=self._device)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from . import _checks, ops, reference, rules
-from ._step import Stepper, stand_ins
+from . import _checks, _torch, ops, reference, rules
+from ._stateless import stand_ins, stepping
+from ._step import Stepper
 from .settings import StepConfig, StepSettings, with_settings
 from .stats import GateStats
 
@@ -55,16 +56,19 @@ def gradprom_(
         raise ValueError(f"lr must be a number >= 0, got {lr}")
     config = StepConfig.make(**settings)
     theta, main, aux = list(params), list(main_grads), _checks.aux_sequences(aux_grads)
-    for i, param in enumerate(theta):
-        _checks.check_param(f"params[{i}]", param)
-    _check_all(main, aux, theta, "params")
-    if not theta:
-        return _no_parameters(len(aux), config)
     if not isinstance(lr, Tensor):
         lr = float(lr)
-    if ops.traceable(config):
+
+    def check() -> None:
+        for i, param in enumerate(theta):
+            _checks.check_param(f"params[{i}]", param)
+        _check_all(main, aux, theta, "params")
+
+    if ops.traceable(config) and theta:
+        check()
         return ops.gradprom_(theta, main, aux, lr, config)
-    return Stepper.stateless(theta, len(aux), config).step(main, aux, [rules.Hyper(lr=lr)])
+    hypers = [rules.Hyper(lr=lr)]
+    return _run(theta, aux, config, check, lambda stepper: stepper.step(main, aux, hypers))
 
 
 @with_settings
@@ -86,12 +90,53 @@ def gradient_stats(
     for name, grads in [("main_grads", main), *((f"aux_grads[{k}]", gs) for k, gs in enumerate(aux))]:
         if len(grads) != len(main):
             raise ValueError(f"{name} holds {len(grads)} gradients for {len(main)} in main_grads")
-    _check_all(main, aux, stand_ins(main, aux), "main_grads")
-    if not main:
-        return _no_parameters(len(aux), config)
-    if ops.traceable(config):
+    like = stand_ins(main, aux)
+
+    def check() -> None:
+        _check_all(main, aux, like, "main_grads")
+
+    if ops.traceable(config) and main:
+        check()
         return ops.gradient_stats(main, aux, config)
-    return Stepper.for_gradients(main, aux, config).stats(main, aux)
+    return _run(like, aux, config, check, lambda stepper: stepper.stats(main, aux))
+
+
+def _run(
+    params: list[Tensor],
+    aux: Sequence[Sequence[Tensor | None]],
+    config: StepConfig,
+    check: Callable[[], None],
+    use: Callable[[Stepper], GateStats],
+) -> GateStats:
+    """``use`` of a stepper for these parameters.
+
+    :param check: takes longer than a step. Kernels refuse whatever it refuses, so that it is called to say in the
+        user's words what they have refused.
+    """
+    if not params:
+        check()
+        return _no_parameters(len(aux), config)
+    if torch.compiler.is_compiling():
+        return _untraced(params, len(aux), config, check, use)
+    return _eager(params, len(aux), config, check, use)
+
+
+def _eager(
+    params: list[Tensor],
+    num_aux: int,
+    config: StepConfig,
+    check: Callable[[], None],
+    use: Callable[[Stepper], GateStats],
+) -> GateStats:
+    try:
+        with stepping(params, num_aux, config, check) as stepper:
+            return use(stepper)
+    except Exception:
+        check()
+        raise
+
+
+_untraced = _torch.untraced(_eager)
 
 
 def _check_all(

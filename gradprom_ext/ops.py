@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import rules
-from ._step import Stepper
+from ._stateless import stand_ins, stepping
 from .plan import Gradients
 from .policy import resolve_policy
 from .settings import StepConfig
@@ -109,15 +109,20 @@ def _gradprom(
     params: list[Tensor], grads: list[Tensor | None], lr: float, lr_tensor: Tensor | None, **settings: Any
 ) -> Tensor:
     main, *aux = _by_loss(grads, len(grads) // len(params) - 1)
-    stepper = Stepper.stateless(params, len(aux), _config(**settings))
-    return stepper.step(main, aux, [rules.Hyper(lr if lr_tensor is None else lr_tensor)]).packed
+    with stepping(params, len(aux), _config(**settings), _checked_before) as stepper:
+        return stepper.step(main, aux, [rules.Hyper(lr if lr_tensor is None else lr_tensor)]).packed
 
 
 @torch.library.impl(_library, "gradient_stats", "CompositeExplicitAutograd")
 @torch.no_grad()
 def _gradient_stats(grads: list[Tensor | None], num_aux: int, **settings: Any) -> Tensor:
     main, *aux = _by_loss(grads, num_aux)
-    return Stepper.for_gradients(main, aux, _config(**settings)).stats(main, aux).packed
+    with stepping(stand_ins(main, aux), len(aux), _config(**settings), _checked_before) as stepper:
+        return stepper.stats(main, aux).packed
+
+
+def _checked_before() -> None:
+    """What can be said of a tensor before it is real was said while the graph was made."""
 
 
 def _fake_stats(like: Tensor, count: int, num_aux: int, per_tensor: bool) -> Tensor:

@@ -46,6 +46,10 @@ class PlanSpec:
         """Number of Gram matrices."""
         return len(self.params) if self.per_tensor else 1
 
+    def of(self, params: list[Tensor]) -> PlanSpec:
+        """The plan of other parameters in the place of these."""
+        return PlanSpec(self.rule, params, self.groups, self.states, self.num_aux, self.per_tensor)
+
     def part(self, indices: Sequence[int]) -> PlanSpec:
         """The plan of some of the parameters."""
         pick = operator.itemgetter(*indices) if len(indices) > 1 else lambda items: (items[indices[0]],)
@@ -87,9 +91,12 @@ class PlanBase(ABC):
 
     :cvar fused: whether :meth:`step` can gate on its own. Otherwise the caller takes the two halves, :meth:`gram` and
         :meth:`update`, and decides in between, as it does for several devices and for policies written in Python.
+    :cvar checks_params: whether parameters that cannot be stepped are refused, before anything is written, as gradients
+        are. Otherwise the caller has checked them.
     """
 
     fused: ClassVar[bool] = False
+    checks_params: ClassVar[bool] = False
 
     def __init__(self, spec: PlanSpec) -> None:
         self.spec = spec
@@ -98,6 +105,15 @@ class PlanBase(ABC):
     def matches(self, params: list[Tensor]) -> bool:
         """Whether these are the very parameter objects the plan was made for, still on its device."""
         return same_objects(params, self.spec.params) and all(p.device == self._device for p in params)
+
+    def rebind(self, params: list[Tensor]) -> bool:
+        """Takes other parameters in the place of those that it had, of which no layout, address or type is believed;
+        only for a rule without states. Returns whether it could; else the plan is of no more use."""
+        return False
+
+    def release(self) -> bool:
+        """Lets go of every tensor. Returns whether the plan is worth keeping, for :meth:`rebind`."""
+        return False
 
     @abstractmethod
     def bind_gradients(self, main: Gradients, aux: Sequence[Gradients]) -> None:
@@ -117,6 +133,11 @@ class PlanBase(ABC):
     @abstractmethod
     def update(self, hypers: Sequence[Hyper], weights: Tensor, skipped: Tensor) -> None:
         """Steps with ``weights`` float64 ``[rows, K + 1]`` unless ``skipped`` (bool ``[]``)."""
+
+    def measure(self, request: StepRequest) -> GateStats | None:
+        """Gram matrix and gate in one go: the statistics of :meth:`step`, without a step; only where :attr:`fused`.
+        ``None`` where only a step can gate."""
+        return None
 
     def step(self, request: StepRequest) -> GateStats:
         """Gram matrix, gate and update in one go; only where :attr:`fused`."""

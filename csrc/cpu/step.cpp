@@ -330,6 +330,14 @@ class CpuScheduler final : public Scheduler {
     if (finite) count_step(plan);
   }
 
+  bool measure(const StepPlan& plan, double* stats) override {
+    std::vector<double> gram_matrices(static_cast<size_t>(plan.rows()) * gram_size(plan.num_grads));
+    std::vector<double> weights(static_cast<size_t>(plan.rows()) * plan.num_grads);
+    gram(plan, gram_matrices.data(), nullptr);
+    decide_rows(plan, gram_matrices.data(), weights.data(), stats, nullptr);
+    return true;
+  }
+
   void gram(const StepPlan& plan, double* out, void*) override {
     const Schedule schedule(plan);
     std::vector<double> partials(schedule.chunks.size() * gram_size(plan.num_grads), 0.0);

@@ -23,6 +23,9 @@ class Scheduler {
   // by 1.
   virtual void step(const StepPlan& plan, double* stats, double* skipped_steps, void* stream) = 0;
 
+  // Gram matrix and gate: the statistics that a step would have, without one. Returns false where it cannot.
+  virtual bool measure(const StepPlan&, double* /*stats*/) { return false; }
+
   // Phase 1 alone: `out` receives rows * gram_size(num_grads) doubles.
   virtual void gram(const StepPlan& plan, double* out, void* stream) = 0;
 

@@ -137,9 +137,12 @@ PYBIND11_MODULE(_C, m) {
            py::kw_only(), py::arg("rule"), py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("num_aux"),
            py::arg("per_tensor"), py::arg("master_weights"), py::arg("cuda") = cuda::Options{})
       .def("matches", &Plan::matches, py::arg("params"))
+      .def("rebind", &Plan::rebind, py::arg("params"))
+      .def("release", &Plan::release)
       .def("bind_gradients", &Plan::bind_gradients, py::arg("main"), py::arg("aux"))
       .def("bind_states", &Plan::bind_states, py::arg("groups"))
       .def("step", &Plan::step, py::arg("groups"), py::arg("gate"), py::arg("stats"), py::arg("skipped_steps"))
+      .def("measure", &Plan::measure, py::arg("gate"), py::arg("stats"))
       .def("gram", &Plan::gram, py::arg("out"))
       .def("update", &Plan::update, py::arg("groups"), py::arg("weights"), py::arg("skip"));
 }

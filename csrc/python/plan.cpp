@@ -75,7 +75,7 @@ Plan::Plan(Rule rule, const py::list& params, const std::vector<int>& groups, co
     plan_.entries[i].group = groups[i];
   }
   for (size_t i = 0; i < params.size(); ++i) {
-    if (!bind_param(i)) throw py::value_error("the parameters of a plan must be on one device");
+    if (!bind_param(i, false)) throw py::value_error("the parameters of a plan must be on one device");
   }
 }
 
@@ -85,12 +85,27 @@ bool Plan::matches(const py::list& params) {
     if (PyList_GET_ITEM(params.ptr(), static_cast<Py_ssize_t>(i)) != sources_[i].param.ptr()) return false;
   }
   for (size_t i = 0; i < sources_.size(); ++i) {
-    if (!bind_param(i)) return false;
+    if (!bind_param(i, true)) return false;
   }
   return true;
 }
 
-bool Plan::bind_param(size_t i) {
+bool Plan::rebind(const py::list& params) {
+  if (params.size() != sources_.size()) return false;
+  for (size_t i = 0; i < sources_.size(); ++i) sources_[i].param = params[i];
+  for (size_t i = 0; i < sources_.size(); ++i) {
+    if (!bind_param(i, false)) return false;
+  }
+  return true;
+}
+
+bool Plan::release() {
+  for (Source& source : sources_) source.param = py::object();
+  resolved_.clear();
+  return device_ && device_->device_type != cuda::device_type();
+}
+
+bool Plan::bind_param(size_t i, bool same_object) {
   const auto name = [&] { return param_name(i); };
   Source& source = sources_[i];
   Entry& entry = plan_.entries[i];
@@ -98,8 +113,9 @@ bool Plan::bind_param(size_t i) {
   if (!device_) device_ = t.device;
   if (!on_device(t)) return false;
   if (source.space != nullptr && entry.param.dtype == t.view.dtype && same_layout(source.view(entry), t.view)) {
-    if (entry.param.data != t.view.data) {
-      source.negated = reader().is_negated(source.param.ptr());
+    const bool moved = entry.param.data != t.view.data;
+    if (moved || !same_object) source.negated = reader().is_negated(source.param.ptr());
+    if (moved) {
       entry.param.data = t.view.data;
       ++plan_.revision;
     }
@@ -388,6 +404,15 @@ void Plan::step(const std::vector<Group>& groups, const GateSettings& gate, cons
   void* const queue = stream();
   const py::gil_scoped_release release;
   on.step(plan_, out, skipped, queue);
+}
+
+bool Plan::measure(const GateSettings& gate, const py::object& stats) {
+  bind_gate(gate);
+  const int64_t size = kStatsHeader + plan_.rows() * stats_row_size(plan_.num_grads - 1);
+  double* const out = doubles(stats, size, "stats");
+  Scheduler& on = scheduler();
+  const py::gil_scoped_release release;
+  return on.measure(plan_, out);
 }
 
 void Plan::gram(const py::object& out) {

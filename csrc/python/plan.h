@@ -40,6 +40,15 @@ class Plan {
   // layouts are read again here.
   bool matches(const py::list& params);
 
+  // Takes these parameters in the place of those it has, or had. Returns false where they are more or fewer, or not on
+  // the plan's device; the plan is then of no more use. Only for one without states: those belong to a parameter.
+  bool rebind(const py::list& params);
+
+  // Lets go of parameters and gradients, so that a plan which is kept for later keeps no tensor alive. Addresses and
+  // layouts stay, and are compared with what the next tensors say. Returns whether this plan may be kept: one with
+  // memory on a device would hold that from one stream or graph for another.
+  bool release();
+
   // Reads the gradients of this step. Nothing is written before every tensor has been checked.
   void bind_gradients(const py::sequence& main, const py::sequence& aux);
 
@@ -47,9 +56,10 @@ class Plan {
   // state tensor their group's rule needs; when those have been made, this is to be called again.
   std::vector<size_t> bind_states(const std::vector<Group>& groups);
 
-  // The three calls of the scheduler.
+  // The calls of the scheduler. `measure` returns false where it cannot decide without a step.
   void step(const std::vector<Group>& groups, const GateSettings& gate, const py::object& stats,
             const py::object& skipped_steps);
+  bool measure(const GateSettings& gate, const py::object& stats);
   void gram(const py::object& out);
   void update(const std::vector<Group>& groups, const py::object& weights, const py::object& skip);
 
@@ -88,7 +98,7 @@ class Plan {
   static constexpr int kMaster = kMaxStates;
   static TensorReader& reader() { return TensorReader::instance(); }
 
-  bool bind_param(size_t i);
+  bool bind_param(size_t i, bool same_object);
   void bind_gradient_list(const py::sequence& grads, int k);
   bool bind_entry_states(size_t i);
   bool find_entry_states(size_t i, int moments);

@@ -1,6 +1,7 @@
 """``python -m gradprom_ext.bench``: the fused step beside what PyTorch can do without it, and beside the memory.
 
-``--what update`` times the optimizer step alone, ``--what step`` one whole training step. How they measure, so that
+``--what update`` times the optimizer step alone, ``--what step`` one whole training step, ``--what warm`` the optimizer
+step and the functions where everything is in the caches. How they measure, so that
 the numbers mean something on a noisy machine:
 
 * Contestants take turns (A B C ... A B C ...), in an order that rotates, so that drift of the machine hits all of them.
@@ -37,4 +38,9 @@ The training step
     backwards and plain optimizers. The overhead over it is printed twice: of whole steps, and, with less noise, of the
     part in which the methods differ, the update of IP, timed inside the same steps and divided by the floor's whole
     step.
+
+Warm steps
+    On a CPU, by one thread and by all: each contestant is called a few times in a row, and the quickest counts, since
+    whatever else a machine does only adds. ``a += b`` on flat buffers of the model's size is beside them. The same on
+    as many tensors of one element is the host's share.
 """

@@ -13,16 +13,17 @@ from pathlib import Path
 import torch
 
 from .. import backends as _backends
-from . import report, step, update
+from . import report, step, update, warm
 from .checking import LeftOut
 from .networks import GPU_SIZES, NETWORKS, RESNETS, parameter_shapes
 from .results import Result
 
 #: Of the training step.
 SIZES = ("batch", "size", "blocks", "width", "depth", "vr_width")
-#: Options that mean something for one kind of benchmark alone.
-UPDATE_ONLY = ("networks", "precisions")
-STEP_ONLY = ("variants", *SIZES)
+#: Options that not every kind of benchmark has, and which have them.
+OPTIONS = {"networks": ("update", "warm"), "precisions": ("update",), **dict.fromkeys(("variants", *SIZES), ("step",))}
+#: Of a warm step.
+WARM_NETWORKS = ("140x1", "1M", "srresnet")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,21 +31,23 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m gradprom_ext.bench",
         description="The speed of GradProm beside what PyTorch can do without it, and beside the memory.",
     )
-    parser.add_argument("--what", choices=("update", "step"), default="update",
-                        help="the optimizer step alone (default), or a whole training step")  # fmt: skip
+    parser.add_argument("--what", choices=("update", "step", "warm"), default="update",
+                        help="the optimizer step alone (default), a whole training step, or the optimizer step and the "
+                             "functions with warm caches, by one thread and by all, and the host's share")  # fmt: skip
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ..."
     )
     parser.add_argument("--optimizers", nargs="+", choices=update.OPTIMIZERS,
-                        help="default: both for update, adamw for step")  # fmt: skip
+                        help="default: both for update and warm, adamw for step")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=31, help="samples of each contestant (default 31)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the samples and the machine there")
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE",
                         help="measure nothing; print the tables of such files as Markdown")  # fmt: skip
-    group = parser.add_argument_group("update")
+    group = parser.add_argument_group("update, warm")
     group.add_argument("--networks", nargs="+", metavar="SIZE",
                        help=f"{', '.join(NETWORKS)}; a number of parameters such as 0.1M or 1B; TENSORSxELEMENTS. "
-                            f"Default: the networks on a CPU, {', '.join(GPU_SIZES)} on a GPU")  # fmt: skip
+                            f"Default: the networks on a CPU, {', '.join(GPU_SIZES)} on a GPU; for warm "
+                            f"{', '.join(WARM_NETWORKS)}")  # fmt: skip
     group.add_argument("--precisions", nargs="+", choices=update.PRECISIONS,
                        help="fp32 (default), bf16: 16-bit gradients and parameters with float32 masters")  # fmt: skip
     group = parser.add_argument_group("step")
@@ -84,10 +87,11 @@ def _check(args: argparse.Namespace, device: torch.device) -> None:
     """:raises ValueError: an option out of range, or one that does not belong to the others."""
     if args.rounds < 2:
         raise ValueError(f"--rounds must be at least 2, got {args.rounds}")
-    for name in STEP_ONLY if args.what == "update" else UPDATE_ONLY:
-        if getattr(args, name) is not None:
-            other = "step" if args.what == "update" else "update"
-            raise ValueError(f"{_option(name)} belongs to --what {other}, not to --what {args.what}")
+    for name, kinds in OPTIONS.items():
+        if getattr(args, name) is not None and args.what not in kinds:
+            raise ValueError(f"{_option(name)} belongs to --what {' and '.join(kinds)}, not to --what {args.what}")
+    if args.what == "warm" and device.type != "cpu":
+        raise ValueError(f"--what warm times a CPU, not {device}: give --device cpu")
     for name, least in (("batch", 2), ("size", 8), ("blocks", 1), ("width", 1), ("vr_width", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -128,6 +132,20 @@ def run_step(args: argparse.Namespace, device: torch.device, backends: Sequence[
             yield results, left_out
 
 
+def run_warm(args: argparse.Namespace, device: torch.device, backends: Sequence[str]) -> Iterator[Measured]:
+    """Measures and prints case by case."""
+    for network in args.networks or WARM_NETWORKS:
+        for optimizer in args.optimizers or update.OPTIMIZERS:
+            results, left_out = warm.measure(update.Case(network, optimizer, "fp32"), backends[0], args.rounds)
+            if results:
+                print("\n" + report.warm_table(results))
+            yield results, left_out
+
+
+#: By ``--what``.
+RUNS = {"update": run_update, "step": run_step, "warm": run_warm}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; prints tables and, with ``--json FILE``, writes everything measured.
 
@@ -155,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     backends = [name for name, reason in _backends.explain(device).items() if reason is None]
     everything: list[Result] = []
     notes: list[LeftOut] = []
-    for results, left_out in (run_update if args.what == "update" else run_step)(args, device, backends):
+    for results, left_out in RUNS[args.what](args, device, backends):
         for note in left_out:
             print(f"\n{note.reason}")
         sys.stdout.flush()

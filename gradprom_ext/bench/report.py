@@ -16,9 +16,13 @@ from typing import Any
 import torch
 
 from .checking import is_ours
-from .results import FLOOR, WANTED_OVERHEAD, YARDSTICKS, Result, StepResult, UpdateResult, bytes_read
+from .results import FLOOR, WANTED_OVERHEAD, YARDSTICKS, Result, StepResult, UpdateResult, WarmResult, bytes_read
 
-_KINDS: dict[str, type[UpdateResult] | type[StepResult]] = {"update": UpdateResult, "step": StepResult}
+_KINDS: dict[str, type[UpdateResult] | type[StepResult] | type[WarmResult]] = {
+    "update": UpdateResult,
+    "step": StepResult,
+    "warm": WarmResult,
+}
 
 # ----------------------------------------------------------------------------------------------------------------------
 # JSON
@@ -107,6 +111,9 @@ def markdown(about: Mapping[str, Any], results: Sequence[Result]) -> str:
     steps = [r for r in results if isinstance(r, StepResult)]
     for variant in dict.fromkeys((r.variant, r.optimizer) for r in steps):
         parts.append(step_table([r for r in steps if (r.variant, r.optimizer) == variant]))
+    warm = [r for r in results if isinstance(r, WarmResult)]
+    for case in dict.fromkeys((r.network, r.optimizer) for r in warm):
+        parts.append(warm_table([r for r in warm if (r.network, r.optimizer) == case]))
     return "\n\n".join(parts)
 
 
@@ -223,6 +230,28 @@ def step_table(results: Sequence[StepResult]) -> str:
     return "\n\n".join([f"**{title}**", _table(header, rows), *_doubts(results), *verdicts])
 
 
+def warm_table(results: Sequence[WarmResult]) -> str:
+    """One case: warm steps by threads, then the host's share of them."""
+    first = results[0]
+    counts = sorted({r.threads for r in results})
+    by_place = {(r.contestant, r.is_host, r.threads): r for r in results}
+    rows = []
+    for name, is_host in dict.fromkeys((r.contestant, r.is_host) for r in results):
+        here = [by_place.get((name, is_host, count)) for count in counts]
+        cells = [cell for r in here for cell in (("", "") if r is None else (f"{r.least_us:.1f}", f"{r.low_us:.1f}"))]
+        one, most = here[0], here[-1]
+        ratio = (
+            f"{most.least_us / one.least_us:.2f}" if len(counts) > 1 and one is not None and most is not None else ""
+        )
+        rows.append([("host: " if is_host else "") + ("a += b" if name == "memory" else name), *cells, ratio])
+    header = ["", *(cell for n in counts for cell in (f"{n} thr., least us", "first quartile")), "ratio of the least"]
+    title = (
+        f"{first.network}, {_count(first.parameters)} parameters in {first.tensors} tensors, {first.optimizer}**: warm "
+        f"steps, {len(first.samples_us)} samples; host: the same on tensors of one element"
+    )
+    return "\n\n".join([f"**{title}", _table(header, rows)])
+
+
 def _verdict(r: StepResult) -> str:
     alone = "" if r.update_overhead_percent is None else f", {r.update_overhead_percent:+.2f} % by its update alone"
     wanted = f"wanted: at most {WANTED_OVERHEAD:.0f} %"
@@ -245,11 +274,11 @@ _NAMES = {
 }
 
 
-def _marked(r: Result, field: str, figure: str) -> str:
+def _marked(r: UpdateResult | StepResult, field: str, figure: str) -> str:
     return f"{figure} ?" if field in r.unreliable else figure
 
 
-def _doubts(results: Sequence[Result]) -> list[str]:
+def _doubts(results: Sequence[UpdateResult | StepResult]) -> list[str]:
     """What the marks of a table mean, and a line for each reason; nothing where there is no mark."""
     reasons = [f"- {r.contestant}, {_NAMES[field]}: {why}" for r in results for field, why in r.unreliable.items()]
     return ["\n".join([_MARK, *reasons])] if reasons else []

@@ -137,7 +137,24 @@ class StepResult:
     )  #: names of fields above, and why each is not to be believed
 
 
-Result = UpdateResult | StepResult
+@dataclass
+class WarmResult:
+    """One contestant's warm step with so many threads."""
+
+    network: str
+    parameters: int
+    tensors: int
+    optimizer: str
+    contestant: str
+    is_host: bool  #: on tensors of one element each: all that is not work on the elements
+    threads: int
+    least_us: float  #: of all samples; whatever else the machine does only adds to a step
+    low_us: float  #: first quartile
+    median_us: float
+    samples_us: list[float] = field(repr=False, default_factory=list)
+
+
+Result = UpdateResult | StepResult | WarmResult
 
 
 def update_results(
@@ -228,6 +245,42 @@ def step_results(common: Mapping[str, Any], samples: Mapping[str, Sequence[Seque
                     overhead_percent=(overheads, "overheads in percent", WANTED_OVERHEAD),
                     update_overhead_percent=(more, "overheads in percent", WANTED_OVERHEAD),
                 ),
+            )
+        )
+    return results
+
+
+#: A contestant's name, whether its tensors are of one element each, and its threads.
+Place = tuple[str, bool, int]
+
+
+def warm_results(
+    network: str,
+    parameters: int,
+    tensors: int,
+    optimizer: str,
+    samples: Mapping[Place, Sequence[float]],
+) -> list[WarmResult]:
+    """Results of one case.
+
+    :param samples: seconds of a step.
+    """
+    results = []
+    for (contestant, is_host, threads), times in samples.items():
+        low, median, _ = quartiles(times)
+        results.append(
+            WarmResult(
+                network,
+                parameters,
+                tensors,
+                optimizer,
+                contestant,
+                is_host,
+                threads,
+                least_us=min(times) * 1e6,
+                low_us=low * 1e6,
+                median_us=median * 1e6,
+                samples_us=_rounded(times, 1e6),
             )
         )
     return results

@@ -17,6 +17,7 @@ from .. import _torch
 Step = Callable[[], object]
 Watch = Callable[[], float]  #: runs something once and returns its seconds
 T = TypeVar("T")
+K = TypeVar("K")  #: a contestant's name
 
 #: A sample on a GPU covers at least this many seconds of work, so that the clock's grain does not matter.
 SAMPLE_SECONDS = 1e-3
@@ -162,7 +163,7 @@ class Gpu:
         return sample
 
 
-def interleave(watches: Mapping[str, Callable[[], T]], rounds: int, warmup: int = 3) -> dict[str, list[T]]:
+def interleave(watches: Mapping[K, Callable[[], T]], rounds: int, warmup: int = 3) -> dict[K, list[T]]:
     """What each function returned in each round. They take turns in an order that rotates from round to round, so that
     drift of the machine hits all of them and none always follows the same one.
 
@@ -171,7 +172,7 @@ def interleave(watches: Mapping[str, Callable[[], T]], rounds: int, warmup: int 
     'abcbca'
     """
     names = list(watches)
-    samples: dict[str, list[T]] = {name: [] for name in names}
+    samples: dict[K, list[T]] = {name: [] for name in names}
     for r in range(warmup + rounds):
         for i in range(len(names)):
             name = names[(i + r) % len(names)]

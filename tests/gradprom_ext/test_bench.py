@@ -20,10 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import gradprom_ext as gp
 from gradprom_ext.bench import __main__ as command
-from gradprom_ext.bench import networks, report, rivals, step, timing, update
+from gradprom_ext.bench import networks, report, rivals, step, timing, update, warm
 from gradprom_ext.bench.checking import LeftOut, WrongResultError, leaving_out
-from gradprom_ext.bench.results import UpdateResult, bytes_per_parameter, bytes_read, step_results, update_results
+from gradprom_ext.bench.results import (
+    UpdateResult,
+    bytes_per_parameter,
+    bytes_read,
+    step_results,
+    update_results,
+    warm_results,
+)
 
 from .targets import usable_on_host
 
@@ -802,6 +810,67 @@ def test_step_from_the_command_line(tmp_path, capsys):
         assert content["left_out"] == [line for line in printed.splitlines() if " is left out of " in line]
 
 
+def test_warm_from_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(warm, "REST", 0.0)
+    file = tmp_path / "out.json"
+    arguments = ["--what", "warm", "--networks", "2x30", "--rounds", "2", "--device", "cpu", "--json", str(file)]
+    assert command.main(arguments) == 0
+    printed = capsys.readouterr().out
+    entries = json.loads(file.read_text())["results"]
+    ours = f"gradprom {HOST_BACKENDS[0]}, "
+    for optimizer, functions in (("sgd", ["opt.step()", "gradprom_()", "gradient_stats()"]), ("adamw", ["opt.step()"])):
+        names = [*(ours + f for f in functions), "plain optimizer"]
+        here = [(e["contestant"], e["is_host"]) for e in entries if e["optimizer"] == optimizer]
+        assert here == [*((n, False) for n in names), *((n, True) for n in names), ("memory", False)]
+    assert all(len(e["samples_us"]) == 2 and e["threads"] == 1 and e["parameters"] == 60 for e in entries)
+    assert command.main(["--table", str(file)]) == 0
+    table = capsys.readouterr().out
+    assert printed[printed.index("**2x30") : printed.index("\n\n**2x30, 60 parameters in 2 tensors, adamw")] in table
+
+
+def test_a_warm_step_is_the_quickest_of_a_few_with_its_number_of_threads(monkeypatch):
+    clock, log, threads = [0.0], [], []
+    durations = iter([9.0, 9.0, 3.0, 2.0, 4.0])
+    monkeypatch.setattr(warm.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(warm.time, "sleep", lambda seconds: log.append("rest"))
+    monkeypatch.setattr(warm.torch, "set_num_threads", threads.append)
+
+    def one() -> None:
+        log.append("step")
+        clock[0] += next(durations)
+
+    assert warm.stopwatch(one, threads=2)() == 2.0
+    assert log == ["rest", *["step"] * 5]
+    assert threads == [2]
+
+
+def test_warm_results_and_their_table():
+    samples = {
+        ("gradprom cpu, opt.step()", False, 1): [4e-4, 2e-4, 3e-4],
+        ("gradprom cpu, opt.step()", False, 2): [2e-4, 1e-4, 9e-4],
+        ("gradprom cpu, opt.step()", True, 1): [5e-5, 5e-5, 6e-5],
+        ("memory", False, 1): [1e-4] * 3,
+        ("memory", False, 2): [5e-5] * 3,
+    }
+    results = warm_results("net", 10**6, 3, "sgd", samples)
+    first = results[0]
+    assert (first.least_us, first.low_us, first.median_us) == pytest.approx((200, 250, 300))
+    cells = rows(report.warm_table(results))
+    assert cells["gradprom cpu, opt.step()"] == ["200.0", "250.0", "100.0", "150.0", "0.50"]
+    assert cells["host: gradprom cpu, opt.step()"] == ["50.0", "50.0", "", "", ""]
+    assert cells["a += b"] == ["100.0", "100.0", "50.0", "50.0", "0.50"]
+
+
+def test_a_wrong_warm_contestant_is_named(monkeypatch):
+    wrong = lambda case, inputs, backend: lambda: gp.gradient_stats(inputs.main, inputs.main, backend=backend)  # noqa: E731
+    monkeypatch.setattr(warm, "statistics", wrong)
+    monkeypatch.setattr(warm, "REST", 0.0)
+    results, left_out = warm.measure(update.Case("2x30", "sgd", "fp32"), HOST_BACKENDS[0], 2)
+    assert [note.is_failure for note in left_out] == [True, True]
+    assert "gradient_stats() is left out of 2x30, sgd, fp32: it measures wrongly" in left_out[0].reason
+    assert not any(r.contestant.endswith("gradient_stats()") for r in results)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -810,7 +879,8 @@ def test_step_from_the_command_line(tmp_path, capsys):
         (["--networks", "0.1k"], "'0.1k' is no set of parameters"),
         (["--networks", "0x5"], "'0x5' is no set of parameters"),
         (["--batch", "4"], "--batch belongs to --what step, not to --what update"),
-        (["--what", "step", "--networks", "unet"], "--networks belongs to --what update, not to --what step"),
+        (["--what", "step", "--networks", "unet"], "--networks belongs to --what update and warm, not to --what step"),
+        (["--what", "warm", "--precisions", "bf16"], "--precisions belongs to --what update, not to --what warm"),
         (["--what", "step", "--batch", "1"], "--batch must be at least 2, got 1"),
         (["--what", "step", "--variants", "graph", "--device", "cpu"], "--variants graph needs a CUDA device, not cpu"),
         (["--device", "gpu"], "--device gpu is no device; choose cpu, cuda or cuda:INDEX"),
