@@ -26,6 +26,7 @@ struct Group {
 
 struct GateSettings {
   GateConfig config;
+  int numbers = 0;  // so many are in config.aux_weight
   // A tensor of one element, or of one for each auxiliary; None: config.aux_weight has them.
   py::object aux_weight = py::none();
 };
@@ -40,14 +41,17 @@ class Plan {
   // layouts are read again here.
   bool matches(const py::list& params);
 
-  // Reads the gradients of this step. Nothing is written before every tensor has been checked.
-  void bind_gradients(const py::sequence& main, const py::sequence& aux);
+  // Takes the gradients of one step, which are kept alive until it is done. Nothing is written before every tensor has
+  // been checked.
+  void bind_gradients(const py::object& main, const py::sequence& aux);
 
-  // Looks at everything that is about to be written. Returns the indices of parameters that have a gradient but lack a
-  // state tensor their group's rule needs; when those have been made, this is to be called again.
+  // Looks for the states. Returns the indices of parameters that have a gradient but lack a state tensor their group's
+  // rule needs; when those have been made, this is to be called again.
   std::vector<size_t> bind_states(const std::vector<Group>& groups);
 
-  // The three calls of the scheduler.
+  // The three calls of the scheduler. Each reads where all tensors are, immediately before: between that and the
+  // scheduler's work no Python code runs, nor another thread that needs the interpreter. `step` and `update` let go of
+  // the gradients.
   void step(const std::vector<Group>& groups, const GateSettings& gate, const py::object& stats,
             const py::object& skipped_steps);
   void gram(const py::object& out);
@@ -88,19 +92,29 @@ class Plan {
   static constexpr int kMaster = kMaxStates;
   static TensorReader& reader() { return TensorReader::instance(); }
 
+  // While it exists, the plan is refused to other threads; the scheduler runs without the interpreter's lock.
+  class AtWork;
+  void require_idle() const;
+
   bool bind_param(size_t i);
-  void bind_gradient_list(const py::sequence& grads, int k);
-  bool bind_entry_states(size_t i);
+  py::tuple take_gradients(const py::object& grads, int k);
+  void let_go_of_gradients();
+  PyObject* gradient(size_t i, int k) const { return PyTuple_GET_ITEM(grads_[k].ptr(), static_cast<Py_ssize_t>(i)); }
+  bool is_active(size_t i) const;
+  void read_gradients();
+  void check_params();
+  bool look_up_states(size_t i, int moments);
   bool find_entry_states(size_t i, int moments);
+  void read_states();
   void bind_state(size_t i, int s, Operand& slot);
   void bind_step(size_t i);
   void bind_groups(const std::vector<Group>& groups);
   void bind_gate(const GateSettings& gate);
-  void require_states(const std::vector<Group>& groups);
+  void read_all(const std::vector<Group>& groups);
 
   // Brings an operand up to date with a tensor of the entry's shape; returns whether anything about it was another.
   template <class Name>
-  bool bind(size_t i, const Tensor& t, Operand& slot, std::vector<int64_t>& strides, Name&& name);
+  bool bind(size_t i, PyObject* tensor, Operand& slot, std::vector<int64_t>& strides, Name&& name);
   template <class Name>
   void check_device(const Tensor& t, Name&& name) const;
   bool on_device(const Tensor& t) const;
@@ -125,9 +139,14 @@ class Plan {
   std::vector<py::str> moment_names_;
   py::str step_key_{"step"};
   py::str master_key_{"master"};
-  std::vector<py::object> resolved_;  // memory made for gradients that were lazy views; lives until the next step
+  // The gradients of this step, lists of one tensor or None per parameter; those that were lazy views have been given
+  // memory. Empty where there are none.
+  std::vector<py::tuple> grads_;
   std::vector<int64_t> scratch_;
-  bool states_bound_ = false;
+  size_t last_group_ = 0;
+  bool states_found_ = false;
+  bool read_again_ = false;
+  bool at_work_ = false;
   std::optional<DLDevice> device_;
   cuda::Options cuda_options_;
   std::unique_ptr<Scheduler> scheduler_;
