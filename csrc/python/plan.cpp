@@ -30,6 +30,8 @@ bool same_layout(const TensorView& a, const TensorView& b) {
                         "address (an expanded tensor?); it cannot be updated in place, clone it first");
 }
 
+[[noreturn]] void throw_missing() { throw std::runtime_error("state tensors are missing; call bind_states first"); }
+
 std::string gradients_name(int k) { return k == 0 ? "main_grads" : "aux_grads[" + std::to_string(k - 1) + "]"; }
 
 }  // namespace
@@ -37,8 +39,8 @@ std::string gradients_name(int k) { return k == 0 ? "main_grads" : "aux_grads[" 
 // ---------------------------------------------------------------------------------------------------------------------
 // State dicts
 
-bool Plan::Source::same_objects(int moments) const {
-  if (moments != seen_moments) return false;
+bool Plan::Source::same_objects(int wanted) const {
+  if (wanted != seen_for) return false;
   PyObject *key, *value;
   Py_ssize_t position = 0;
   size_t i = 0;
@@ -48,8 +50,8 @@ bool Plan::Source::same_objects(int moments) const {
   return i == seen.size();
 }
 
-void Plan::Source::remember_objects(int moments) {
-  seen_moments = moments;
+void Plan::Source::remember_objects(int wanted) {
+  seen_for = wanted;
   seen.clear();
   PyObject *key, *value;
   for (Py_ssize_t position = 0; PyDict_Next(state.ptr(), &position, &key, &value) != 0;) {
@@ -63,7 +65,13 @@ void Plan::Source::remember_objects(int moments) {
 
 class Plan::AtWork {
  public:
-  explicit AtWork(Plan& plan) : plan_(plan) { plan_.at_work_ = true; }
+  explicit AtWork(Plan& plan) : plan_(plan) {
+    if (plan_.at_work_) {
+      throw std::runtime_error(
+          "this optimizer is being stepped by another thread; give each thread its own, or a lock to wait for");
+    }
+    plan_.at_work_ = true;
+  }
   ~AtWork() { plan_.at_work_ = false; }
   AtWork(const AtWork&) = delete;
   AtWork& operator=(const AtWork&) = delete;
@@ -71,12 +79,6 @@ class Plan::AtWork {
  private:
   Plan& plan_;
 };
-
-void Plan::require_idle() const {
-  if (at_work_) {
-    throw std::runtime_error("this optimizer is being stepped by another thread; give each thread its own, or a lock");
-  }
-}
 
 Plan::Plan(Rule rule, const py::list& params, const std::vector<int>& groups, const py::list& states, int num_aux,
            bool per_tensor, bool master_weights, const cuda::Options& cuda_options)
@@ -110,7 +112,7 @@ Plan::Plan(Rule rule, const py::list& params, const std::vector<int>& groups, co
 }
 
 bool Plan::matches(const py::list& params) {
-  require_idle();
+  const AtWork at_work(*this);
   if (params.size() != sources_.size()) return false;
   for (size_t i = 0; i < sources_.size(); ++i) {
     if (PyList_GET_ITEM(params.ptr(), static_cast<Py_ssize_t>(i)) != sources_[i].param.ptr()) return false;
@@ -192,7 +194,7 @@ bool Plan::bind(size_t i, PyObject* tensor, Operand& slot, std::vector<int64_t>&
 }
 
 void Plan::bind_gradients(const py::object& main, const py::sequence& aux) {
-  require_idle();
+  const AtWork at_work(*this);
   let_go_of_gradients();
   if (aux.size() != static_cast<size_t>(plan_.num_grads - 1)) {
     throw py::value_error("aux_grads holds " + std::to_string(aux.size()) + " sequences of gradients; this plan is for " +
@@ -200,7 +202,6 @@ void Plan::bind_gradients(const py::object& main, const py::sequence& aux) {
   }
   std::vector<py::tuple> taken{take_gradients(main, 0)};
   for (int k = 1; k < plan_.num_grads; ++k) taken.push_back(take_gradients(aux[k - 1], k));
-  require_idle();  // looking at tensors may have let another thread run
   grads_.swap(taken);
 }
 
@@ -255,9 +256,13 @@ void Plan::read_gradients() {
 }
 
 std::vector<size_t> Plan::bind_states(const std::vector<Group>& groups) {
-  require_idle();
-  if (grads_.empty()) throw std::runtime_error("there are no gradients; call bind_gradients first");
+  const AtWork at_work(*this);
   bind_groups(groups);
+  return look_up_all_states();
+}
+
+std::vector<size_t> Plan::look_up_all_states() {
+  if (grads_.empty()) throw std::runtime_error("there are no gradients; call bind_gradients first");
   std::vector<size_t> missing;
   for (size_t i = 0; i < sources_.size(); ++i) {
     if (is_active(i) && !look_up_states(i, plan_.num_states(plan_.groups[plan_.entries[i].group]))) {
@@ -282,10 +287,12 @@ void Plan::check_params() {
 // Whether all state tensors of a parameter are there.
 bool Plan::look_up_states(size_t i, int moments) {
   Source& source = sources_[i];
-  if (moments == 0 && !plan_.has_master(plan_.entries[i])) return true;
-  if (!source.same_objects(moments)) {
+  const bool mastered = plan_.has_master(plan_.entries[i]);
+  if (moments == 0 && !mastered) return true;
+  const int wanted = 2 * moments + (mastered ? 1 : 0);
+  if (!source.same_objects(wanted)) {
     if (!find_entry_states(i, moments)) return false;
-    source.remember_objects(moments);
+    source.remember_objects(wanted);
   }
   return true;
 }
@@ -293,7 +300,7 @@ bool Plan::look_up_states(size_t i, int moments) {
 // Looks the state tensors up by name.
 bool Plan::find_entry_states(size_t i, int moments) {
   Source& source = sources_[i];
-  source.seen_moments = -1;
+  source.seen_for = -1;
   const auto find = [&](const py::str& key, py::object& out) {
     PyObject* const tensor = source.find(key);
     if (tensor != nullptr) out = py::reinterpret_borrow<py::object>(tensor);
@@ -320,6 +327,7 @@ void Plan::read_states() {
 void Plan::bind_state(size_t i, int s, Operand& slot) {
   const auto name = [&] { return state_name(i, s); };
   State& state = sources_[i].states[s];
+  if (!state.tensor) throw_missing();
   if (!bind(i, state.tensor.ptr(), slot, state.strides, name)) return;
   // Until all is in order the slot is that of no tensor, so that the next step looks again.
   const Operand found = slot;
@@ -334,6 +342,7 @@ void Plan::bind_state(size_t i, int s, Operand& slot) {
 
 void Plan::bind_step(size_t i) {
   const auto name = [&] { return step_name(i); };
+  if (!sources_[i].step) throw_missing();
   const Tensor t = reader().read(sources_[i].step.ptr(), name);
   float*& slot = plan_.entries[i].step;
   if (t.view.dtype != DType::kF32 || t.view.ndim != 0) {
@@ -377,7 +386,10 @@ void Plan::bind_groups(const std::vector<Group>& groups) {
   for (size_t g = 0; g < groups.size(); ++g) {
     Hyper hyper = groups[g].hyper;
     if (!groups[g].lr.is_none()) hyper.lr = scalar(groups[g].lr, 1, "lr")[0];
-    if (plan_.num_states(hyper) != plan_.num_states(plan_.groups[g])) ++plan_.revision;
+    if (plan_.num_states(hyper) != plan_.num_states(plan_.groups[g])) {
+      ++plan_.revision;
+      states_found_ = false;  // it was others that were looked for
+    }
     plan_.groups[g] = hyper;
   }
 }
@@ -442,12 +454,9 @@ double* Plan::doubles(const py::object& tensor, int64_t count, const char* name)
 // Everything that a step reads and writes. What may have happened since the last step is not known, nor since the states
 // were looked up: they are looked up for every step, and read here.
 void Plan::read_all(const std::vector<Group>& groups) {
-  require_idle();
-  if (!states_found_ && !bind_states(groups).empty()) {
-    throw std::runtime_error("state tensors are missing; call bind_states first");
-  }
-  states_found_ = false;
   bind_groups(groups);
+  if (!states_found_ && !look_up_all_states().empty()) throw_missing();
+  states_found_ = false;
   do {
     read_again_ = false;
     read_gradients();
@@ -489,6 +498,7 @@ Allocate Plan::allocator() const {
 
 void Plan::step(const std::vector<Group>& groups, const GateSettings& gate, const py::object& stats,
                 const py::object& skipped_steps) {
+  const AtWork at_work(*this);
   Scheduler& on = scheduler();
   void* const queue = stream();
   bind_gate(gate);
@@ -497,7 +507,6 @@ void Plan::step(const std::vector<Group>& groups, const GateSettings& gate, cons
   double* const skipped = skipped_steps.is_none() ? nullptr : doubles(skipped_steps, 1, "skipped_steps");
   read_all(groups);
   {
-    const AtWork at_work(*this);
     const py::gil_scoped_release release;
     on.step(plan_, out, skipped, queue);
   }
@@ -505,7 +514,7 @@ void Plan::step(const std::vector<Group>& groups, const GateSettings& gate, cons
 }
 
 void Plan::gram(const py::object& out) {
-  require_idle();
+  const AtWork at_work(*this);
   Scheduler& on = scheduler();
   void* const queue = stream();
   double* const values = doubles(out, plan_.rows() * gram_size(plan_.num_grads), "gram");
@@ -513,19 +522,18 @@ void Plan::gram(const py::object& out) {
     read_again_ = false;
     read_gradients();
   } while (read_again_);
-  const AtWork at_work(*this);
   const py::gil_scoped_release release;
   on.gram(plan_, values, queue);
 }
 
 void Plan::update(const std::vector<Group>& groups, const py::object& weights, const py::object& skip) {
+  const AtWork at_work(*this);
   Scheduler& on = scheduler();
   void* const queue = stream();
   const double* const values = doubles(weights, plan_.rows() * plan_.num_grads, "weights");
   const double* const flag = doubles(skip, 1, "skip");
   read_all(groups);
   {
-    const AtWork at_work(*this);
     const py::gil_scoped_release release;
     on.update(plan_, values, flag, queue);
   }

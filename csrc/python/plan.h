@@ -76,14 +76,14 @@ class Plan {
     std::array<std::vector<int64_t>, kMaxGrads> grad_strides;
     std::array<State, kMaxStates + 1> states;  // the moments, then the master
     py::object step;
-    // Keys and values of the state dict when its tensors were last looked up, in turn, and for how many moments: where
+    // Keys and values of the state dict when its tensors were last looked up, in turn, and what was looked for: where
     // they are the same objects, they need not be looked up again (but read again, all of them).
     std::vector<PyObject*> seen;
-    int seen_moments = -1;
+    int seen_for = -1;
 
     PyObject* find(const py::str& name) const { return PyDict_GetItem(state.ptr(), name.ptr()); }
-    bool same_objects(int moments) const;
-    void remember_objects(int moments);
+    bool same_objects(int wanted) const;
+    void remember_objects(int wanted);
     TensorView view(const Entry& entry) const {
       return {entry.param.data, entry.param.dtype, static_cast<int>(shape.size()), shape.data(), strides.data()};
     }
@@ -92,9 +92,9 @@ class Plan {
   static constexpr int kMaster = kMaxStates;
   static TensorReader& reader() { return TensorReader::instance(); }
 
-  // While it exists, the plan is refused to other threads; the scheduler runs without the interpreter's lock.
+  // Every call has one. While it exists others are refused: the scheduler works without the interpreter's lock, which is
+  // also let go of where PyTorch is asked something.
   class AtWork;
-  void require_idle() const;
 
   bool bind_param(size_t i);
   py::tuple take_gradients(const py::object& grads, int k);
@@ -103,6 +103,7 @@ class Plan {
   bool is_active(size_t i) const;
   void read_gradients();
   void check_params();
+  std::vector<size_t> look_up_all_states();
   bool look_up_states(size_t i, int moments);
   bool find_entry_states(size_t i, int moments);
   void read_states();
