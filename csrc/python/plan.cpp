@@ -133,7 +133,7 @@ bool Plan::bind_param(size_t i) {
   if (source.space == nullptr || entry.param.data != t.view.data) {
     source.negated = reader().is_negated(source.param.ptr());
     t = reader().read(source.param.ptr(), name);  // other threads may have run while PyTorch answered,
-    read_again_ = true;                            // and what was read before this may have moved
+    read_again_ = true;                           // and what was read before this may have moved
     if (!on_device(t)) return false;
   }
   if (source.space != nullptr && entry.param.dtype == t.view.dtype && same_layout(source.view(entry), t.view)) {
@@ -197,8 +197,8 @@ void Plan::bind_gradients(const py::object& main, const py::sequence& aux) {
   const AtWork at_work(*this);
   let_go_of_gradients();
   if (aux.size() != static_cast<size_t>(plan_.num_grads - 1)) {
-    throw py::value_error("aux_grads holds " + std::to_string(aux.size()) + " sequences of gradients; this plan is for " +
-                          std::to_string(plan_.num_grads - 1));
+    throw py::value_error("aux_grads holds " + std::to_string(aux.size()) +
+                          " sequences of gradients; this plan is for " + std::to_string(plan_.num_grads - 1));
   }
   std::vector<py::tuple> taken{take_gradients(main, 0)};
   for (int k = 1; k < plan_.num_grads; ++k) taken.push_back(take_gradients(aux[k - 1], k));
@@ -442,7 +442,8 @@ double* Plan::doubles(const py::object& tensor, int64_t count, const char* name)
   const IndexSpace space(t.view);
   std::vector<int64_t> strides;
   if (t.view.dtype != DType::kF64 || space.numel() < count || space.operand(t.view, strides).strides != nullptr) {
-    throw py::value_error(std::string(name) + " must hold " + std::to_string(count) + " float64 values, one after another");
+    throw py::value_error(std::string(name) + " must hold " + std::to_string(count) +
+                          " float64 values, one after another");
   }
   reader().require_room(tensor.ptr(), t.view, name_of);
   return static_cast<double*>(t.view.data);
@@ -451,8 +452,8 @@ double* Plan::doubles(const py::object& tensor, int64_t count, const char* name)
 // ---------------------------------------------------------------------------------------------------------------------
 // Running
 
-// Everything that a step reads and writes. What may have happened since the last step is not known, nor since the states
-// were looked up: they are looked up for every step, and read here.
+// Everything that a step reads and writes. What may have happened since the last step is not known, nor since the
+// states were looked up: they are looked up for every step, and read here.
 void Plan::read_all(const std::vector<Group>& groups) {
   bind_groups(groups);
   if (!states_found_ && !look_up_all_states().empty()) throw_missing();

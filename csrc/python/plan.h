@@ -92,8 +92,8 @@ class Plan {
   static constexpr int kMaster = kMaxStates;
   static TensorReader& reader() { return TensorReader::instance(); }
 
-  // Every call has one. While it exists others are refused: the scheduler works without the interpreter's lock, which is
-  // also let go of where PyTorch is asked something.
+  // Every call has one. While it exists others are refused: the scheduler works without the interpreter's lock, which
+  // is also let go of where PyTorch is asked something.
   class AtWork;
 
   bool bind_param(size_t i);

@@ -172,7 +172,8 @@ void* TensorReader::current_stream(PyObject* object, DLDevice device) {
 
 void TensorReader::throw_problem(PyObject* object, const std::string& name, Problem problem) {
   if (problem == Problem::kNoMemory) {
-    throw py::type_error(name + " has no memory that could be read: its storage was freed or shrunk, or it never had one");
+    throw py::type_error(name +
+                         " has no memory that could be read: its storage was freed or shrunk, or it never had one");
   }
   throw py::type_error(name + " has dtype " + std::string(py::str(py::getattr(object, "dtype", py::none()))) +
                        "; gradprom_ext works on float32, float64, float16 and bfloat16");

@@ -47,8 +47,9 @@ class TensorReader {
   // `read` refuses. PyTorch lets other threads run while it answers.
   bool is_negated(PyObject* object);
 
-  // Refuses a tensor that says it reaches beyond its storage, which has been shrunk under it. It takes as long as reading
-  // the tensor twice, and what shrinks a storage also moves it, so that only tensors whose address is new are asked.
+  // Refuses a tensor that says it reaches beyond its storage, which has been shrunk under it. It takes as long as
+  // reading the tensor twice, and what shrinks a storage also moves it, so that only tensors whose address is new are
+  // asked.
   template <class Name>
   void require_room(PyObject* object, const TensorView& view, Name&& name) {
     if (!has_room(object, view)) throw_problem(object, name(), Problem::kNoMemory);

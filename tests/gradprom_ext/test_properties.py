@@ -43,7 +43,7 @@ from .problems import FLOATS, GATES, bits
 from .running_error import DOUBLE, EXACT, SINGLE, Format, Num, stored, ulp
 
 #: Cases in CI, where they take some seconds on each target; the interpreter needs a fifth of a second for one.
-CASES = {"cpu": 250, "cuda-on-host": 60, "reference": 60, "triton-interpreter": 12}
+CASES = {"cpu": 200, "cuda-on-host": 60, "reference": 60, "triton-interpreter": 10}
 CLOSE = 1e-6  # of a cosine to the threshold
 
 # Random tensors ------------------------------------------------------------------------------------------------------
@@ -330,7 +330,9 @@ def decide(grads: list[list[Num]], case: Case, given_gate: list[float]) -> tuple
             weights[0] = weights[0] - weight * (gram[0][k] / gram[0][0])
         cosines.append(cosine)
         gates.append(gate)
-        weights.append(gate * weight if s["gate"] == "soft" else Num(DOUBLE, gate.value * weight.value, weight.error * gate.value))
+        weights.append(
+            gate * weight if s["gate"] == "soft" else Num(DOUBLE, gate.value * weight.value, weight.error * gate.value)
+        )
     squared = Num(DOUBLE, EXACT(0))
     for (i, a), (j, b) in itertools.product(enumerate(weights), repeat=2):
         squared = squared + a * b * gram[i][j]
@@ -388,7 +390,9 @@ def within(name: str, got: Tensor, wanted: Num) -> None:
     with np.errstate(all="ignore"):
         low, high = stored(wanted.value - wanted.error, got.dtype), stored(wanted.value + wanted.error, got.dtype)
         special = ~np.isfinite(wanted.value)
-        right = np.where(special, (have == wanted.value) | (np.isnan(have) & np.isnan(wanted.value)), (low <= have) & (have <= high))
+        right = np.where(
+            special, (have == wanted.value) | (np.isnan(have) & np.isnan(wanted.value)), (low <= have) & (have <= high)
+        )
     right = right | wanted.lost
     if not right.all():
         at = tuple(int(axis[0]) for axis in np.nonzero(~right))
@@ -435,7 +439,10 @@ def check_step(case: Case, problem: Problem, stepper: Stepper) -> None:
 
     shapes = [p.view.shape for p in params]
     numbers = [
-        [Num(DOUBLE, np.zeros(s, EXACT)) if g is None else Num.given(DOUBLE, g.view) for g, s in zip(row, shapes, strict=True)]
+        [
+            Num(DOUBLE, np.zeros(s, EXACT)) if g is None else Num.given(DOUBLE, g.view)
+            for g, s in zip(row, shapes, strict=True)
+        ]
         for row in grads
     ]
     per_tensor = case.settings["granularity"] == "tensor"
@@ -443,7 +450,9 @@ def check_step(case: Case, problem: Problem, stepper: Stepper) -> None:
     gates = stats.gate if per_tensor else stats.gate[None]
     cosines = stats.cosine if per_tensor else stats.cosine[None]
     with np.errstate(all="ignore"):
-        decisions = [decide([[g[i] for i in row] for g in numbers], case, gates[r].tolist()) for r, row in enumerate(rows)]
+        decisions = [
+            decide([[g[i] for i in row] for g in numbers], case, gates[r].tolist()) for r, row in enumerate(rows)
+        ]
         squared = Num(DOUBLE, EXACT(0))
         for decision in decisions:
             squared = squared + decision[3]
@@ -451,7 +460,9 @@ def check_step(case: Case, problem: Problem, stepper: Stepper) -> None:
         if case.settings["max_grad_norm"] is not None:
             squared = Num(DOUBLE, np.maximum(squared.value, 0), squared.error, squared.lost)
             clip = Num(DOUBLE, EXACT(case.settings["max_grad_norm"])) / (squared.sqrt() + 1e-6)
-            clip = clip if clip.value < 1 else Num(DOUBLE, EXACT(1), np.where(clip.value - clip.error < 1, clip.error, 0))
+            clip = (
+                clip if clip.value < 1 else Num(DOUBLE, EXACT(1), np.where(clip.value - clip.error < 1, clip.error, 0))
+            )
     for r, (_, cosine, gate, _) in enumerate(decisions):
         for k, (c, g) in enumerate(zip(cosine, gate, strict=True)):
             assert abs(float(cosines[r, k]) - c.value) <= c.error + 1e-15, "cosine"
@@ -533,13 +544,13 @@ def check_case(case: Case, target: str, backend: Any) -> None:
 def test_a_step_is_the_exact_one_within_its_roundings(target: str) -> None:
     if target not in [getattr(t, "values", [t])[0] for t in targets.TARGETS]:
         pytest.skip(f"{target} does not run on this machine")
-    fuzzing = settings.get_current_profile_name() == "fuzz"
+    profile = settings.get_current_profile_name()
     with targets.running(target) as backend:
 
         @settings(
-            max_examples=settings().max_examples if fuzzing else CASES[target],
+            max_examples=settings().max_examples if profile in ("fuzz", "few") else CASES[target],
             deadline=None,
-            derandomize=not fuzzing,
+            derandomize=profile != "fuzz",
             database=None,
             suppress_health_check=list(HealthCheck),
         )

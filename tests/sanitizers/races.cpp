@@ -1,5 +1,5 @@
-// Steps of the CPU kernels with several threads, for ThreadSanitizer: no Python and no PyTorch, neither of which was built
-// for it. Built and run by .ci/sanitize.
+// Steps of the CPU kernels with several threads, for ThreadSanitizer: no Python and no PyTorch, neither of which was
+// built for it. Built and run by .ci/sanitize.
 //
 // Every gradient and parameter goes through the kernels that the type and the layout choose: flat, strided, 16-bit,
 // masters, fp64. Two plans are stepped by two threads at once, as two optimizers may be. A step with four threads must
