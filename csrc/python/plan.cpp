@@ -21,7 +21,9 @@ bool same_shape(const TensorView& a, const TensorView& b) {
 }
 
 bool same_layout(const TensorView& a, const TensorView& b) {
-  return same_shape(a, b) && a.strides != nullptr && b.strides != nullptr && same_numbers(a.strides, b.strides, a.ndim);
+  if (!same_shape(a, b)) return false;
+  if (a.ndim == 0) return true;  // the strides of no dimensions may be anywhere
+  return a.strides != nullptr && b.strides != nullptr && same_numbers(a.strides, b.strides, a.ndim);
 }
 
 [[noreturn]] void throw_shared(const std::string& name) {
@@ -66,6 +68,7 @@ void Plan::Source::remember_objects(int wanted) {
 class Plan::AtWork {
  public:
   explicit AtWork(Plan& plan) : plan_(plan) {
+    if (!plan_.made_) throw std::runtime_error("this plan was made without its constructor");
     if (plan_.at_work_) {
       throw std::runtime_error(
           "this optimizer is being stepped by another thread; give each thread its own, or a lock to wait for");
@@ -109,6 +112,7 @@ Plan::Plan(Rule rule, const py::list& params, const std::vector<int>& groups, co
   for (size_t i = 0; i < sources_.size(); ++i) {
     if (!bind_param(i)) throw py::value_error("the parameters of a plan must be on one device");
   }
+  made_ = true;
 }
 
 bool Plan::matches(const py::list& params) {
@@ -385,7 +389,7 @@ void Plan::bind_groups(const std::vector<Group>& groups) {
   }
   for (size_t g = 0; g < groups.size(); ++g) {
     Hyper hyper = groups[g].hyper;
-    if (!groups[g].lr.is_none()) hyper.lr = scalar(groups[g].lr, 1, "lr")[0];
+    if (groups[g].lr && !groups[g].lr.is_none()) hyper.lr = scalar(groups[g].lr, 1, "lr")[0];
     if (plan_.num_states(hyper) != plan_.num_states(plan_.groups[g])) {
       ++plan_.revision;
       states_found_ = false;  // it was others that were looked for
@@ -396,7 +400,7 @@ void Plan::bind_groups(const std::vector<Group>& groups) {
 
 void Plan::bind_gate(const GateSettings& gate) {
   plan_.gate = gate.config;
-  if (gate.aux_weight.is_none()) {
+  if (!gate.aux_weight || gate.aux_weight.is_none()) {
     if (gate.numbers != plan_.num_grads - 1) {
       throw py::value_error("aux_weight has " + std::to_string(gate.numbers) + " entries for " +
                             std::to_string(plan_.num_grads - 1) + " auxiliary gradients");
@@ -452,18 +456,29 @@ double* Plan::doubles(const py::object& tensor, int64_t count, const char* name)
 // ---------------------------------------------------------------------------------------------------------------------
 // Running
 
+// Where PyTorch was asked something, other threads may have moved what was read before. The first step asks about
+// everything, and reads once more.
+template <class Read>
+void Plan::until_it_stays(Read&& read) {
+  for (int attempt = 0; attempt < 8; ++attempt) {
+    read_again_ = false;
+    read();
+    if (!read_again_) return;
+  }
+  throw std::runtime_error("another thread keeps moving tensors of this optimizer while it is being stepped");
+}
+
 // Everything that a step reads and writes. What may have happened since the last step is not known, nor since the
 // states were looked up: they are looked up for every step, and read here.
 void Plan::read_all(const std::vector<Group>& groups) {
   bind_groups(groups);
   if (!states_found_ && !look_up_all_states().empty()) throw_missing();
   states_found_ = false;
-  do {
-    read_again_ = false;
+  until_it_stays([&] {
     read_gradients();
     check_params();
     read_states();
-  } while (read_again_);
+  });
 }
 
 Scheduler& Plan::scheduler() {
@@ -519,10 +534,7 @@ void Plan::gram(const py::object& out) {
   Scheduler& on = scheduler();
   void* const queue = stream();
   double* const values = doubles(out, plan_.rows() * gram_size(plan_.num_grads), "gram");
-  do {
-    read_again_ = false;
-    read_gradients();
-  } while (read_again_);
+  until_it_stays([&] { read_gradients(); });
   const py::gil_scoped_release release;
   on.gram(plan_, values, queue);
 }

@@ -6,8 +6,10 @@
 #include <pybind11/pybind11.h>
 
 #include <array>
+#include <cstdlib>
 #include <deque>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -18,20 +20,31 @@
 
 namespace gradprom {
 
+// Python can make an object of a bound class without its constructor (`Plan.__new__(Plan)`), and pybind11 then gives it
+// memory in which anything may stand. Here it is zeros, by which such an object is known.
+struct Zeroed {
+  static void* operator new(size_t bytes) {
+    void* const memory = std::calloc(1, bytes);
+    if (memory == nullptr) throw std::bad_alloc();
+    return memory;
+  }
+  static void operator delete(void* memory) { std::free(memory); }
+};
+
 // Settings, with numbers that may be tensors: those are looked at when a plan uses them.
-struct Group {
+struct Group : Zeroed {
   Hyper hyper;
   py::object lr = py::none();  // None: hyper.lr has the number
 };
 
-struct GateSettings {
+struct GateSettings : Zeroed {
   GateConfig config;
   int numbers = 0;  // so many are in config.aux_weight
   // A tensor of one element, or of one for each auxiliary; None: config.aux_weight has them.
   py::object aux_weight = py::none();
 };
 
-class Plan {
+class Plan : public Zeroed {
  public:
   // `states[i]` is the optimizer's state dict of params[i]; state tensors are looked up in it by name.
   Plan(Rule rule, const py::list& params, const std::vector<int>& groups, const py::list& states, int num_aux,
@@ -112,6 +125,8 @@ class Plan {
   void bind_groups(const std::vector<Group>& groups);
   void bind_gate(const GateSettings& gate);
   void read_all(const std::vector<Group>& groups);
+  template <class Read>
+  void until_it_stays(Read&& read);
 
   // Brings an operand up to date with a tensor of the entry's shape; returns whether anything about it was another.
   template <class Name>
@@ -148,6 +163,7 @@ class Plan {
   bool states_found_ = false;
   bool read_again_ = false;
   bool at_work_ = false;
+  bool made_ = false;  // the constructor has come to its end
   std::optional<DLDevice> device_;
   cuda::Options cuda_options_;
   std::unique_ptr<Scheduler> scheduler_;

@@ -1,5 +1,5 @@
-"""Attacks the compiled module: wrong objects, tensors that are freed, shrunk, resized and swapped between two calls, lists
-that change while they are read, several threads. Everything may be refused; nothing may end the process.
+"""Attacks the compiled module: wrong objects, tensors that are freed, shrunk, resized and swapped between two calls,
+lists that change while they are read, several threads. Everything may be refused; nothing may end the process.
 
 Run in a process of its own, since that is what a mistake costs: by tests/gradprom_ext/test_fuzz.py, in CI under
 AddressSanitizer (.ci/sanitize), and by hand::
@@ -20,7 +20,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class Choices:
 class Evil(torch.Tensor):
     """A subclass whose attributes change the list that it is in."""
 
-    victims: list[Any] = []
+    victims: ClassVar[list[Any]] = []
 
     @property
     def grad(self) -> Any:
@@ -104,7 +104,7 @@ def fake() -> torch.Tensor:
 
 WRONG: list[Callable[[], Any]] = [
     lambda: None, lambda: 1, lambda: -1, lambda: 2**70, lambda: 0.5, lambda: float("nan"), lambda: "x", lambda: b"",
-    lambda: [], lambda: [None], lambda: (), lambda: {}, lambda: object(), lambda: torch.Tensor, lambda: np.ones(3),
+    list, lambda: [None], lambda: (), dict, lambda: object(), lambda: torch.Tensor, lambda: np.ones(3),
     lambda: iter([]), lambda: range(3), Liar, Wrapper, fake, freed, shrunk,
     lambda: Evil([1.0]), lambda: torch.ones(3, dtype=torch.int64), lambda: torch.ones(3, dtype=torch.complex64),
     lambda: torch.ones(3, device="meta"), lambda: torch.ones(3).to_sparse(), lambda: torch.ones(1).expand(7, 5),
@@ -182,11 +182,13 @@ class Case:
     def hypers(self) -> Any:
         numbers = {"momentum": self.c.of([0.0, 0.9]), "amsgrad": self.c.of([True, False])}
         groups = [self.m.Group(lr=self.bad(self.lr), **{k: self.bad(v) for k, v in numbers.items()}) for _ in range(2)]
+        if self.c.one_in(20):
+            groups[0] = self.m.Group.__new__(self.m.Group)  # without its constructor
         return self.bad(groups)
 
     def gate(self) -> Any:
         gate = self.m.Gate(self.c.below(7)) if self.c.one_in(8) else self.m.Gate.hard
-        numbers = dict(threshold=0.0, max_grad_norm=0.0, aux_cap=0.5)
+        numbers = {"threshold": 0.0, "max_grad_norm": 0.0, "aux_cap": 0.5}
         return self.m.GateSettings(
             gate=self.bad(gate), aux_weight=self.bad(self.aux_weight), **{k: self.bad(v) for k, v in numbers.items()}
         )
@@ -258,7 +260,8 @@ class Case:
         elif what == 6:
             m.moment_names(m.Rule(c.below(5)))
         else:
-            m.Plan.__new__(m.Plan).matches([])
+            plan = m.Plan.__new__(m.Plan)
+            getattr(plan, c.of(["matches", "bind_states", "gram"]))([])
 
     def everything(self) -> list[Any]:
         states = [t for s in self.states for t in s.values()]
@@ -354,8 +357,8 @@ def main() -> None:
         return targets.cuda_on_host()
 
     torch.set_num_threads(2)
-    # An argument of a wrong class is printed in pybind11's message, and PyTorch's printing of a tensor whose storage was
-    # shrunk ends the process.
+    # An argument of a wrong class is printed in pybind11's message, and PyTorch's printing of a tensor whose storage
+    # was shrunk ends the process.
     torch.Tensor.__repr__ = lambda self, **_: "a tensor"  # type: ignore[method-assign, assignment]
     if given.coverage:
         fuzzed_by_coverage(module, rest)

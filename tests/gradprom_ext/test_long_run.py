@@ -32,7 +32,7 @@ def held() -> tuple[int, int, int]:
 @pytest.mark.parametrize("target", STEPS)
 def test_nothing_grows(target: str) -> None:
     """Everything that makes a plan look again happens in turn: moved states and gradients, other hyper-parameters, a
-    reloaded state, a refusal, a functional call. A leak of a tensor in one step of fifty would be 1 % of the limit each."""
+    reloaded state, a refusal, a functional call."""
     if target == "cpu" and not targets.usable_on_host("cpu"):
         pytest.skip("the compiled module is not built")
     steps = 20_000 if settings.get_current_profile_name() == "fuzz" else STEPS[target]
