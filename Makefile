@@ -1,5 +1,5 @@
 # What contributors type; .ci/run does the same in a fresh environment.
-.PHONY: help install test lint types docs links quick bench gpu clean
+.PHONY: help install test lint types docs links quick bench gpu fuzz sanitize clean
 
 help:
 	@echo "make install   build the kernels into this environment, with what the tests need"
@@ -8,6 +8,8 @@ help:
 	@echo "make docs      the pages, into build/docs/docs/index.html; make links: their links to other sites"
 	@echo "make quick     the quick experiment on generated images"
 	@echo "make bench     the fused step beside PyTorch and the memory's own speed"
+	@echo "make fuzz      hours of random problems and attacks: 10,000 on each target, 20,000 steps in a row"
+	@echo "make sanitize  kernels and binding under the sanitizers of GCC"
 	@echo "make gpu       build, tests, sanitizers and benchmark on this machine's GPU, into ./gpu-results"
 
 install:
@@ -40,6 +42,16 @@ bench:
 
 gpu:
 	bash benchmarks/gpu.sh gpu-results
+
+# With atheris installed (pip install atheris), the binding is attacked by coverage too, for FUZZ_SECONDS.
+FUZZ_SECONDS ?= 600
+fuzz:
+	pytest --hypothesis-profile=fuzz tests/gradprom_ext/test_properties.py tests/gradprom_ext/test_fuzz.py tests/gradprom_ext/test_long_run.py
+	if python -c "import atheris" 2> /dev/null; then \
+	  python -W ignore -m tests.gradprom_ext.fuzz_binding --coverage -max_total_time=$(FUZZ_SECONDS) -max_len=512; fi
+
+sanitize:
+	.ci/sanitize
 
 clean:
 	rm -rf build dist *.egg-info gradprom_ext/_C*.so

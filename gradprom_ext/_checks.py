@@ -39,8 +39,18 @@ def _check_memory(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} is a functional tensor, which stands for another one and has no memory of its own")
     if _torch.is_efficient_zero(tensor):
         raise TypeError(f"{name} is an efficient zero tensor, which has no memory; clone() gives it some")
-    if tensor.device.type != "meta" and tensor.numel() > 0 and tensor.data_ptr() == 0:
-        raise TypeError(f"{name} has no memory that could be read: its storage was freed, or it never had one")
+    if tensor.device.type != "meta" and tensor.numel() > 0 and not has_room(tensor):
+        raise TypeError(
+            f"{name} has no memory that could be read: its storage was freed or shrunk, or it never had one"
+        )
+
+
+def has_room(tensor: Tensor) -> bool:
+    """Whether all elements of a tensor with some lie in its storage, which can be resized under it."""
+    reach = tensor.storage_offset() + sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return tensor.data_ptr() != 0 and (reach + 1) * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def check_param(name: str, param: object) -> None:
@@ -88,12 +98,13 @@ def check_writable(name: str, param: Tensor) -> None:
 
 def check_state(name: str, state: Tensor, param: Tensor) -> None:
     """
-    :raises ValueError: an optimizer state does not fit its parameter.
+    :raises ValueError: an optimizer state does not fit its parameter, or several of its elements share one address.
     :raises TypeError: it has no memory.
     """
     if state.shape != param.shape:
         raise ValueError(f"{name} has shape {tuple(state.shape)}, but its parameter has shape {tuple(param.shape)}")
     _check_memory(name, state)
+    check_writable(name, state)
 
 
 def aux_sequences(

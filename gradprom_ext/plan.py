@@ -119,7 +119,7 @@ class PlanBase(ABC):
     def bind_gradients(self, main: Gradients, aux: Sequence[Gradients]) -> None:
         """Hands over this step's gradients, one per parameter and loss. Checks everything, writes nothing.
 
-        A plan keeps addresses, not tensors: the caller keeps the gradients alive until the step is done.
+        A plan may keep addresses, not tensors: the caller keeps the gradients alive until the step is done.
         """
 
     @abstractmethod

@@ -130,6 +130,7 @@ class ReferencePlan(StatesByName):
     def update(self, hypers: Sequence[Hyper], weights: Tensor, skipped: Tensor) -> None:
         spec = self.spec
         for i, param in enumerate(spec.params):  # everything is checked before anything is written
+            _checks.check_param(f"params[{i}]", param)
             _checks.check_writable(f"params[{i}]", param)
         for i, names in self.needed_states(hypers):
             for name in names:

@@ -582,7 +582,7 @@ class TritonPlan(StatesByName):
             and tensor.dtype in self._types
             and tensor.shape == space.shape
             and tensor.device == self._device
-            and (tensor.data_ptr() != 0 or space.numel == 0)
+            and (space.numel == 0 or _checks.has_room(tensor))
         ):
             return tensor.data_ptr(), tensor.dtype, space.strides_of(tensor.stride())
         return None
@@ -604,6 +604,7 @@ class TritonPlan(StatesByName):
             _checks.check_state(name, tensor, self._params[i])
             raise ValueError(f"{name} is on {tensor.device}, but its parameter is on {self._device}")
         _checks.check_param(name, tensor)
+        _checks.check_writable(name, tensor)
         return operand
 
     def _step_counter(self, i: int) -> int:

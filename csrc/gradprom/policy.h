@@ -27,6 +27,9 @@ enum class Gate : int32_t {
   GP_GATES(GP_ENUMERATOR)
 #undef GP_ENUMERATOR
 };
+#define GP_ONE(name, text) +1
+inline constexpr int kGates = GP_GATES(GP_ONE);
+#undef GP_ONE
 
 struct GateConfig {
   Gate gate = Gate::kHard;

@@ -11,6 +11,7 @@ namespace {
 
 GateSettings make_gate(Gate gate, double threshold, double max_grad_norm, double aux_cap,
                        const py::object& aux_weight) {
+  if (static_cast<int>(gate) < 0 || static_cast<int>(gate) >= kGates) throw py::value_error("there is no such gate");
   GateSettings settings;
   settings.config.gate = gate;
   settings.config.threshold = threshold;
@@ -18,6 +19,7 @@ GateSettings make_gate(Gate gate, double threshold, double max_grad_norm, double
   settings.config.aux_cap = aux_cap;
   if (py::isinstance<py::tuple>(aux_weight)) {
     const auto numbers = aux_weight.cast<std::vector<double>>();
+    settings.numbers = static_cast<int>(numbers.size());
     for (size_t k = 0; k < numbers.size() && k < kMaxAux; ++k) settings.config.aux_weight[k].value = numbers[k];
   } else {
     settings.aux_weight = aux_weight;
@@ -65,11 +67,13 @@ std::vector<std::string> hyper_names() {
   return names;
 }
 
-// `[p.grad for p in params]`, without a step of the interpreter for each.
+// `[p.grad for p in params]`, without a step of the interpreter for each. `grad` may be a property that does anything,
+// even to the list.
 py::list grads_of(const py::list& params) {
-  py::list grads(params.size());
-  for (size_t i = 0; i < params.size(); ++i) {
-    PyObject* const param = PyList_GET_ITEM(params.ptr(), static_cast<Py_ssize_t>(i));
+  const py::tuple fixed(params);
+  py::list grads(fixed.size());
+  for (size_t i = 0; i < fixed.size(); ++i) {
+    PyObject* const param = PyTuple_GET_ITEM(fixed.ptr(), static_cast<Py_ssize_t>(i));
     PyList_SET_ITEM(grads.ptr(), static_cast<Py_ssize_t>(i), TensorReader::instance().gradient(param).release().ptr());
   }
   return grads;

@@ -21,8 +21,18 @@ bool same_shape(const TensorView& a, const TensorView& b) {
 }
 
 bool same_layout(const TensorView& a, const TensorView& b) {
-  return same_shape(a, b) && a.strides != nullptr && b.strides != nullptr && same_numbers(a.strides, b.strides, a.ndim);
+  if (!same_shape(a, b)) return false;
+  if (a.ndim == 0) return true;  // the strides of no dimensions may be anywhere
+  return a.strides != nullptr && b.strides != nullptr && same_numbers(a.strides, b.strides, a.ndim);
 }
+
+[[noreturn]] void throw_shared(const std::string& name) {
+  throw py::value_error(name +
+                        " is a view in which several elements share one memory "
+                        "address (an expanded tensor?); it cannot be updated in place, clone it first");
+}
+
+[[noreturn]] void throw_missing() { throw std::runtime_error("state tensors are missing; call bind_states first"); }
 
 std::string gradients_name(int k) { return k == 0 ? "main_grads" : "aux_grads[" + std::to_string(k - 1) + "]"; }
 
@@ -31,8 +41,8 @@ std::string gradients_name(int k) { return k == 0 ? "main_grads" : "aux_grads[" 
 // ---------------------------------------------------------------------------------------------------------------------
 // State dicts
 
-bool Plan::Source::same_objects(int moments) const {
-  if (moments != seen_moments) return false;
+bool Plan::Source::same_objects(int wanted) const {
+  if (wanted != seen_for) return false;
   PyObject *key, *value;
   Py_ssize_t position = 0;
   size_t i = 0;
@@ -42,8 +52,8 @@ bool Plan::Source::same_objects(int moments) const {
   return i == seen.size();
 }
 
-void Plan::Source::remember_objects(int moments) {
-  seen_moments = moments;
+void Plan::Source::remember_objects(int wanted) {
+  seen_for = wanted;
   seen.clear();
   PyObject *key, *value;
   for (Py_ssize_t position = 0; PyDict_Next(state.ptr(), &position, &key, &value) != 0;) {
@@ -55,12 +65,34 @@ void Plan::Source::remember_objects(int moments) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Binding
 
+class Plan::AtWork {
+ public:
+  explicit AtWork(Plan& plan) : plan_(plan) {
+    if (!plan_.made_) throw std::runtime_error("this plan was made without its constructor");
+    if (plan_.at_work_) {
+      throw std::runtime_error(
+          "this optimizer is being stepped by another thread; give each thread its own, or a lock to wait for");
+    }
+    plan_.at_work_ = true;
+  }
+  ~AtWork() { plan_.at_work_ = false; }
+  AtWork(const AtWork&) = delete;
+  AtWork& operator=(const AtWork&) = delete;
+
+ private:
+  Plan& plan_;
+};
+
 Plan::Plan(Rule rule, const py::list& params, const std::vector<int>& groups, const py::list& states, int num_aux,
            bool per_tensor, bool master_weights, const cuda::Options& cuda_options)
     : cuda_options_(cuda_options) {
-  if (num_aux > kMaxAux) {
+  if (num_aux < 0 || num_aux > kMaxAux) {
     throw py::value_error(std::to_string(num_aux) + " auxiliary gradients; the kernels take up to " +
                           std::to_string(kMaxAux) + " (backend=\"reference\" takes any number)");
+  }
+  if (static_cast<int>(rule) < 0 || static_cast<int>(rule) >= kRules) throw py::value_error("there is no such rule");
+  if (params.empty() || groups.size() != params.size() || states.size() != params.size()) {
+    throw py::value_error("a plan needs parameters, and one group and one state dict for each");
   }
   plan_.rule = rule;
   plan_.num_grads = 1 + num_aux;
@@ -68,18 +100,23 @@ Plan::Plan(Rule rule, const py::list& params, const std::vector<int>& groups, co
   plan_.master_weights = master_weights;
   plan_.entries.resize(params.size());
   for (const char* name : moment_names(rule)) moment_names_.emplace_back(name);
-  for (size_t i = 0; i < params.size(); ++i) {
+  for (size_t i = 0; i < groups.size(); ++i) {
     sources_.emplace_back();
     sources_[i].param = params[i];
     sources_[i].state = states[i];
+    if (!PyDict_Check(sources_[i].state.ptr())) throw py::type_error("the state of " + param_name(i) + " is no dict");
+    if (groups[i] < 0) throw py::value_error(param_name(i) + " is of a group with a negative number");
     plan_.entries[i].group = groups[i];
+    last_group_ = std::max(last_group_, static_cast<size_t>(groups[i]));
   }
-  for (size_t i = 0; i < params.size(); ++i) {
+  for (size_t i = 0; i < sources_.size(); ++i) {
     if (!bind_param(i, false)) throw py::value_error("the parameters of a plan must be on one device");
   }
+  made_ = true;
 }
 
 bool Plan::matches(const py::list& params) {
+  const AtWork at_work(*this);
   if (params.size() != sources_.size()) return false;
   for (size_t i = 0; i < sources_.size(); ++i) {
     if (PyList_GET_ITEM(params.ptr(), static_cast<Py_ssize_t>(i)) != sources_[i].param.ptr()) return false;
@@ -91,6 +128,7 @@ bool Plan::matches(const py::list& params) {
 }
 
 bool Plan::rebind(const py::list& params) {
+  const AtWork at_work(*this);
   if (params.size() != sources_.size()) return false;
   for (size_t i = 0; i < sources_.size(); ++i) sources_[i].param = params[i];
   for (size_t i = 0; i < sources_.size(); ++i) {
@@ -100,8 +138,9 @@ bool Plan::rebind(const py::list& params) {
 }
 
 bool Plan::release() {
-  for (Source& source : sources_) source.param = py::object();
-  resolved_.clear();
+  const AtWork at_work(*this);
+  for (Source& source : sources_) source.param = py::none();
+  let_go_of_gradients();
   return device_ && device_->device_type != cuda::device_type();
 }
 
@@ -109,19 +148,24 @@ bool Plan::bind_param(size_t i, bool same_object) {
   const auto name = [&] { return param_name(i); };
   Source& source = sources_[i];
   Entry& entry = plan_.entries[i];
-  const Tensor t = reader().read(source.param.ptr(), name);
+  Tensor t = reader().read(source.param.ptr(), name);
   if (!device_) device_ = t.device;
   if (!on_device(t)) return false;
+  if (!same_object || source.space == nullptr || entry.param.data != t.view.data) {
+    source.negated = reader().is_negated(source.param.ptr());
+    t = reader().read(source.param.ptr(), name);  // other threads may have run while PyTorch answered,
+    read_again_ = true;                           // and what was read before this may have moved
+    if (!on_device(t)) return false;
+  }
   if (source.space != nullptr && entry.param.dtype == t.view.dtype && same_layout(source.view(entry), t.view)) {
-    const bool moved = entry.param.data != t.view.data;
-    if (moved || !same_object) source.negated = reader().is_negated(source.param.ptr());
-    if (moved) {
+    if (entry.param.data != t.view.data) {
+      reader().require_room(source.param.ptr(), t.view, name);
       entry.param.data = t.view.data;
       ++plan_.revision;
     }
     return true;
   }
-  source.negated = reader().is_negated(source.param.ptr());
+  reader().require_room(source.param.ptr(), t.view, name);
   source.space = std::make_unique<IndexSpace>(t.view);
   source.shape.assign(t.view.shape, t.view.shape + t.view.ndim);
   source.strides.assign(t.view.strides, t.view.strides + (t.view.strides != nullptr ? t.view.ndim : 0));
@@ -142,10 +186,11 @@ bool Plan::bind_param(size_t i, bool same_object) {
 }
 
 template <class Name>
-bool Plan::bind(size_t i, const Tensor& t, Operand& slot, std::vector<int64_t>& strides, Name&& name) {
+bool Plan::bind(size_t i, PyObject* tensor, Operand& slot, std::vector<int64_t>& strides, Name&& name) {
   const Source& source = sources_[i];
   const Entry& entry = plan_.entries[i];
   const TensorView param = source.view(entry);
+  const Tensor t = reader().read(tensor, name);
   check_device(t, name);
   Operand operand{t.view.data, t.view.dtype, nullptr};
   if (entry.param.strides != nullptr || !same_layout(param, t.view)) {
@@ -159,6 +204,7 @@ bool Plan::bind(size_t i, const Tensor& t, Operand& slot, std::vector<int64_t>& 
   const bool same = slot.data == operand.data && slot.dtype == operand.dtype && (slot.strides != nullptr) == strided &&
                     (!strided || scratch_ == strides);
   if (same) return false;
+  reader().require_room(tensor, t.view, name);
   if (strided) {
     strides = scratch_;
     operand.strides = strides.data();
@@ -168,77 +214,114 @@ bool Plan::bind(size_t i, const Tensor& t, Operand& slot, std::vector<int64_t>& 
   return true;
 }
 
-void Plan::bind_gradients(const py::sequence& main, const py::sequence& aux) {
-  resolved_.clear();
-  bind_gradient_list(main, 0);
-  for (int k = 1; k < plan_.num_grads; ++k) bind_gradient_list(py::reinterpret_borrow<py::sequence>(aux[k - 1]), k);
+void Plan::bind_gradients(const py::object& main, const py::sequence& aux) {
+  const AtWork at_work(*this);
+  let_go_of_gradients();
+  if (aux.size() != static_cast<size_t>(plan_.num_grads - 1)) {
+    throw py::value_error("aux_grads holds " + std::to_string(aux.size()) +
+                          " sequences of gradients; this plan is for " + std::to_string(plan_.num_grads - 1));
+  }
+  std::vector<py::tuple> taken{take_gradients(main, 0)};
+  for (int k = 1; k < plan_.num_grads; ++k) taken.push_back(take_gradients(aux[k - 1], k));
+  grads_.swap(taken);
 }
 
-void Plan::bind_gradient_list(const py::sequence& grads, int k) {
-  const py::object items = py::reinterpret_steal<py::object>(PySequence_Fast(grads.ptr(), "gradients are no sequence"));
-  if (!items) throw py::error_already_set();
-  const auto count = static_cast<size_t>(PySequence_Fast_GET_SIZE(items.ptr()));
-  if (count != sources_.size()) {
-    throw py::value_error(gradients_name(k) + " holds " + std::to_string(count) + " gradients for " +
+py::tuple Plan::take_gradients(const py::object& grads, int k) {
+  auto taken = py::reinterpret_steal<py::tuple>(PySequence_Tuple(grads.ptr()));
+  if (!taken) throw py::error_already_set();
+  if (taken.size() != sources_.size()) {
+    throw py::value_error(gradients_name(k) + " holds " + std::to_string(taken.size()) + " gradients for " +
                           std::to_string(sources_.size()) + " parameters");
   }
-  PyObject** const objects = PySequence_Fast_ITEMS(items.ptr());
-  for (size_t i = 0; i < count; ++i) {
-    Operand& slot = plan_.entries[i].grads[k];
-    PyObject* gradient = objects[i];
-    if (gradient == Py_None) {
-      if (slot.data != nullptr) ++plan_.revision;
-      slot = Operand{};
-      continue;
+  py::list resolved;
+  for (size_t i = 0; i < sources_.size(); ++i) {
+    PyObject* const gradient = PyTuple_GET_ITEM(taken.ptr(), static_cast<Py_ssize_t>(i));
+    if (gradient == Py_None || !reader().is_negated(gradient)) continue;
+    if (resolved.empty()) resolved = py::list(taken);
+    resolved[i] = py::handle(gradient).attr("resolve_neg")();
+  }
+  return resolved.empty() ? taken : py::tuple(resolved);
+}
+
+void Plan::let_go_of_gradients() {
+  grads_.clear();
+  states_found_ = false;
+}
+
+bool Plan::is_active(size_t i) const {
+  for (int k = 0; k < plan_.num_grads; ++k) {
+    if (gradient(i, k) != Py_None) return true;
+  }
+  return false;
+}
+
+void Plan::read_gradients() {
+  if (grads_.empty()) throw std::runtime_error("there are no gradients; call bind_gradients first");
+  for (size_t i = 0; i < sources_.size(); ++i) {
+    if (!bind_param(i, true)) {
+      throw py::value_error(param_name(i) + " has been moved to another device since the gradients were handed over");
     }
-    const auto name = [&] { return gradients_name(k) + "[" + std::to_string(i) + "]"; };
-    Tensor t = reader().read(gradient, name);
-    if (reader().is_negated(gradient)) {
-      resolved_.push_back(py::handle(gradient).attr("resolve_neg")());
-      gradient = resolved_.back().ptr();
-      t = reader().read(gradient, name);
+  }
+  for (int k = 0; k < plan_.num_grads; ++k) {
+    for (size_t i = 0; i < sources_.size(); ++i) {
+      Operand& slot = plan_.entries[i].grads[k];
+      if (gradient(i, k) == Py_None) {
+        if (slot.data != nullptr) ++plan_.revision;
+        slot = Operand{};
+        continue;
+      }
+      bind(i, gradient(i, k), slot, sources_[i].grad_strides[k],
+           [&] { return gradients_name(k) + "[" + std::to_string(i) + "]"; });
     }
-    bind(i, t, slot, sources_[i].grad_strides[k], name);
   }
 }
 
 std::vector<size_t> Plan::bind_states(const std::vector<Group>& groups) {
+  const AtWork at_work(*this);
   bind_groups(groups);
+  return look_up_all_states();
+}
+
+std::vector<size_t> Plan::look_up_all_states() {
+  if (grads_.empty()) throw std::runtime_error("there are no gradients; call bind_gradients first");
   std::vector<size_t> missing;
   for (size_t i = 0; i < sources_.size(); ++i) {
-    if (sources_[i].negated) reader().require_plain(sources_[i].param.ptr(), [&] { return param_name(i); });
-    if (!sources_[i].space->injective()) {
-      throw py::value_error(param_name(i) +
-                            " is a view in which several elements share one memory "
-                            "address (an expanded tensor?); it cannot be updated in place, clone it first");
+    if (is_active(i) && !look_up_states(i, plan_.num_states(plan_.groups[plan_.entries[i].group]))) {
+      missing.push_back(i);
     }
-    if (plan_.entries[i].active(plan_.num_grads) && !bind_entry_states(i)) missing.push_back(i);
   }
-  states_bound_ = missing.empty();
+  states_found_ = missing.empty();
+  if (!missing.empty()) {  // they are made only for a step that can be done
+    read_gradients();
+    check_params();
+  }
   return missing;
 }
 
-// Whether all state tensors of a parameter are there; those that are, are bound.
-bool Plan::bind_entry_states(size_t i) {
-  Source& source = sources_[i];
-  Entry& entry = plan_.entries[i];
-  const int moments = plan_.num_states(plan_.groups.at(entry.group));
-  const bool mastered = plan_.has_master(entry);
-  if (moments == 0 && !mastered) return true;
-  if (!source.same_objects(moments)) {
-    if (!find_entry_states(i, moments)) return false;
-    source.remember_objects(moments);
+void Plan::check_params() {
+  for (size_t i = 0; i < sources_.size(); ++i) {
+    if (sources_[i].negated) reader().require_plain(sources_[i].param.ptr(), [&] { return param_name(i); });
+    if (!sources_[i].space->injective()) throw_shared(param_name(i));
   }
-  for (int s = 0; s < moments; ++s) bind_state(i, s, entry.states[s]);
-  if (mastered) bind_state(i, kMaster, entry.master);
-  if (moments > 0) bind_step(i);
+}
+
+// Whether all state tensors of a parameter are there.
+bool Plan::look_up_states(size_t i, int moments) {
+  Source& source = sources_[i];
+  const bool mastered = plan_.has_master(plan_.entries[i]);
+  if (moments == 0 && !mastered) return true;
+  const int wanted = 2 * moments + (mastered ? 1 : 0);
+  if (!source.same_objects(wanted)) {
+    if (!find_entry_states(i, moments)) return false;
+    source.remember_objects(wanted);
+  }
   return true;
 }
 
 // Looks the state tensors up by name.
 bool Plan::find_entry_states(size_t i, int moments) {
   Source& source = sources_[i];
-  source.seen_moments = -1;
+  source.seen_for = -1;
   const auto find = [&](const py::str& key, py::object& out) {
     PyObject* const tensor = source.find(key);
     if (tensor != nullptr) out = py::reinterpret_borrow<py::object>(tensor);
@@ -251,17 +334,36 @@ bool Plan::find_entry_states(size_t i, int moments) {
   return moments == 0 || find(step_key_, source.step);
 }
 
+void Plan::read_states() {
+  for (size_t i = 0; i < sources_.size(); ++i) {
+    if (!is_active(i)) continue;
+    Entry& entry = plan_.entries[i];
+    const int moments = plan_.num_states(plan_.groups[entry.group]);
+    for (int s = 0; s < moments; ++s) bind_state(i, s, entry.states[s]);
+    if (plan_.has_master(entry)) bind_state(i, kMaster, entry.master);
+    if (moments > 0) bind_step(i);
+  }
+}
+
 void Plan::bind_state(size_t i, int s, Operand& slot) {
   const auto name = [&] { return state_name(i, s); };
   State& state = sources_[i].states[s];
-  const Tensor t = reader().read(state.tensor.ptr(), name);
-  if (!bind(i, t, slot, state.strides, name)) return;
+  if (!state.tensor) throw_missing();
+  if (!bind(i, state.tensor.ptr(), slot, state.strides, name)) return;
+  // Until all is in order the slot is that of no tensor, so that the next step looks again.
+  const Operand found = slot;
+  slot = Operand{};
+  read_again_ = true;
   reader().require_plain(state.tensor.ptr(), name);
+  const Tensor t = reader().read(state.tensor.ptr(), name);
   if (s == kMaster && t.view.dtype != DType::kF32) throw py::type_error(name() + " must be a float32 tensor");
+  if (!IndexSpace(t.view).injective()) throw_shared(name());
+  slot = found;
 }
 
 void Plan::bind_step(size_t i) {
   const auto name = [&] { return step_name(i); };
+  if (!sources_[i].step) throw_missing();
   const Tensor t = reader().read(sources_[i].step.ptr(), name);
   float*& slot = plan_.entries[i].step;
   if (t.view.dtype != DType::kF32 || t.view.ndim != 0) {
@@ -269,6 +371,7 @@ void Plan::bind_step(size_t i) {
   }
   check_device(t, name);
   if (slot == t.view.data) return;
+  reader().require_room(sources_[i].step.ptr(), t.view, name);
   slot = static_cast<float*>(t.view.data);
   ++plan_.revision;
 }
@@ -297,27 +400,41 @@ void Plan::bind_groups(const std::vector<Group>& groups) {
     plan_.groups.resize(groups.size());
     ++plan_.revision;
   }
+  if (last_group_ >= groups.size()) {
+    throw py::value_error("a parameter is of group " + std::to_string(last_group_) + ", but there are " +
+                          std::to_string(groups.size()) + " groups");
+  }
   for (size_t g = 0; g < groups.size(); ++g) {
     Hyper hyper = groups[g].hyper;
-    if (!groups[g].lr.is_none()) hyper.lr = scalar(groups[g].lr, 1, "lr")[0];
-    if (plan_.num_states(hyper) != plan_.num_states(plan_.groups[g])) ++plan_.revision;
+    if (groups[g].lr && !groups[g].lr.is_none()) hyper.lr = scalar(groups[g].lr, 1, "lr")[0];
+    if (plan_.num_states(hyper) != plan_.num_states(plan_.groups[g])) {
+      ++plan_.revision;
+      states_found_ = false;  // it was others that were looked for
+    }
     plan_.groups[g] = hyper;
   }
 }
 
 void Plan::bind_gate(const GateSettings& gate) {
   plan_.gate = gate.config;
-  if (gate.aux_weight.is_none()) return;
+  if (!gate.aux_weight || gate.aux_weight.is_none()) {
+    if (gate.numbers != plan_.num_grads - 1) {
+      throw py::value_error("aux_weight has " + std::to_string(gate.numbers) + " entries for " +
+                            std::to_string(plan_.num_grads - 1) + " auxiliary gradients");
+    }
+    return;
+  }
   const std::vector<Scalar> weights = scalar(gate.aux_weight, plan_.num_grads - 1, "aux_weight");
   std::copy(weights.begin(), weights.end(), plan_.gate.aux_weight);
 }
 
 std::vector<Scalar> Plan::scalar(const py::object& tensor, int count, const char* name) const {
   const auto name_of = [name] { return std::string(name); };
-  const Tensor t = reader().read(tensor.ptr(), name_of);
   reader().require_plain(tensor.ptr(), name_of);
+  const Tensor t = reader().read(tensor.ptr(), name_of);
   const bool here = on_device(t);
   if (!here && t.device.device_type != kDLCPU) check_device(t, name_of);
+  reader().require_room(tensor.ptr(), t.view, name_of);
   if (t.view.dtype != DType::kF32 && t.view.dtype != DType::kF64) {
     throw py::type_error(name_of() + " must be a number, or a float32 or float64 tensor");
   }
@@ -343,23 +460,42 @@ double* Plan::doubles(const py::object& tensor, int64_t count, const char* name)
   const auto name_of = [name] { return std::string(name); };
   const Tensor t = reader().read(tensor.ptr(), name_of);
   check_device(t, name_of);
-  int64_t numel = 1;
-  for (int d = 0; d < t.view.ndim; ++d) numel *= t.view.shape[d];
-  if (t.view.dtype != DType::kF64 || numel < count) {
-    throw py::value_error(std::string(name) + " must hold " + std::to_string(count) + " float64 values");
+  const IndexSpace space(t.view);
+  std::vector<int64_t> strides;
+  if (t.view.dtype != DType::kF64 || space.numel() < count || space.operand(t.view, strides).strides != nullptr) {
+    throw py::value_error(std::string(name) + " must hold " + std::to_string(count) +
+                          " float64 values, one after another");
   }
+  reader().require_room(tensor.ptr(), t.view, name_of);
   return static_cast<double*>(t.view.data);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Running
 
-// Before every use: what may have happened to the states since the last step is not known.
-void Plan::require_states(const std::vector<Group>& groups) {
-  if (!states_bound_ && !bind_states(groups).empty()) {
-    throw std::runtime_error("state tensors are missing; call bind_states first");
+// Where PyTorch was asked something, other threads may have moved what was read before. The first step asks about
+// everything, and reads once more.
+template <class Read>
+void Plan::until_it_stays(Read&& read) {
+  for (int attempt = 0; attempt < 8; ++attempt) {
+    read_again_ = false;
+    read();
+    if (!read_again_) return;
   }
-  states_bound_ = false;
+  throw std::runtime_error("another thread keeps moving tensors of this optimizer while it is being stepped");
+}
+
+// Everything that a step reads and writes. What may have happened since the last step is not known, nor since the
+// states were looked up: they are looked up for every step, and read here.
+void Plan::read_all(const std::vector<Group>& groups) {
+  bind_groups(groups);
+  if (!states_found_ && !look_up_all_states().empty()) throw_missing();
+  states_found_ = false;
+  until_it_stays([&] {
+    read_gradients();
+    check_params();
+    read_states();
+  });
 }
 
 Scheduler& Plan::scheduler() {
@@ -395,42 +531,54 @@ Allocate Plan::allocator() const {
 
 void Plan::step(const std::vector<Group>& groups, const GateSettings& gate, const py::object& stats,
                 const py::object& skipped_steps) {
-  require_states(groups);
+  const AtWork at_work(*this);
+  Scheduler& on = scheduler();
+  void* const queue = stream();
   bind_gate(gate);
   const int64_t size = kStatsHeader + plan_.rows() * stats_row_size(plan_.num_grads - 1);
   double* const out = doubles(stats, size, "stats");
   double* const skipped = skipped_steps.is_none() ? nullptr : doubles(skipped_steps, 1, "skipped_steps");
-  Scheduler& on = scheduler();
-  void* const queue = stream();
-  const py::gil_scoped_release release;
-  on.step(plan_, out, skipped, queue);
+  read_all(groups);
+  {
+    const py::gil_scoped_release release;
+    on.step(plan_, out, skipped, queue);
+  }
+  let_go_of_gradients();
 }
 
 bool Plan::measure(const GateSettings& gate, const py::object& stats) {
+  const AtWork at_work(*this);
+  Scheduler& on = scheduler();
   bind_gate(gate);
   const int64_t size = kStatsHeader + plan_.rows() * stats_row_size(plan_.num_grads - 1);
   double* const out = doubles(stats, size, "stats");
-  Scheduler& on = scheduler();
+  until_it_stays([&] { read_gradients(); });
   const py::gil_scoped_release release;
   return on.measure(plan_, out);
 }
 
 void Plan::gram(const py::object& out) {
-  double* const values = doubles(out, plan_.rows() * gram_size(plan_.num_grads), "gram");
+  const AtWork at_work(*this);
   Scheduler& on = scheduler();
   void* const queue = stream();
+  double* const values = doubles(out, plan_.rows() * gram_size(plan_.num_grads), "gram");
+  until_it_stays([&] { read_gradients(); });
   const py::gil_scoped_release release;
   on.gram(plan_, values, queue);
 }
 
 void Plan::update(const std::vector<Group>& groups, const py::object& weights, const py::object& skip) {
-  require_states(groups);
-  const double* const values = doubles(weights, plan_.rows() * plan_.num_grads, "weights");
-  const double* const flag = doubles(skip, 1, "skip");
+  const AtWork at_work(*this);
   Scheduler& on = scheduler();
   void* const queue = stream();
-  const py::gil_scoped_release release;
-  on.update(plan_, values, flag, queue);
+  const double* const values = doubles(weights, plan_.rows() * plan_.num_grads, "weights");
+  const double* const flag = doubles(skip, 1, "skip");
+  read_all(groups);
+  {
+    const py::gil_scoped_release release;
+    on.update(plan_, values, flag, queue);
+  }
+  let_go_of_gradients();
 }
 
 }  // namespace gradprom

@@ -6,8 +6,10 @@
 #include <pybind11/pybind11.h>
 
 #include <array>
+#include <cstdlib>
 #include <deque>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -18,19 +20,31 @@
 
 namespace gradprom {
 
+// Python can make an object of a bound class without its constructor (`Plan.__new__(Plan)`), and pybind11 then gives it
+// memory in which anything may stand. Here it is zeros, by which such an object is known.
+struct Zeroed {
+  static void* operator new(size_t bytes) {
+    void* const memory = std::calloc(1, bytes);
+    if (memory == nullptr) throw std::bad_alloc();
+    return memory;
+  }
+  static void operator delete(void* memory) { std::free(memory); }
+};
+
 // Settings, with numbers that may be tensors: those are looked at when a plan uses them.
-struct Group {
+struct Group : Zeroed {
   Hyper hyper;
   py::object lr = py::none();  // None: hyper.lr has the number
 };
 
-struct GateSettings {
+struct GateSettings : Zeroed {
   GateConfig config;
+  int numbers = 0;  // so many are in config.aux_weight
   // A tensor of one element, or of one for each auxiliary; None: config.aux_weight has them.
   py::object aux_weight = py::none();
 };
 
-class Plan {
+class Plan : public Zeroed {
  public:
   // `states[i]` is the optimizer's state dict of params[i]; state tensors are looked up in it by name.
   Plan(Rule rule, const py::list& params, const std::vector<int>& groups, const py::list& states, int num_aux,
@@ -49,14 +63,17 @@ class Plan {
   // memory on a device would hold that from one stream or graph for another.
   bool release();
 
-  // Reads the gradients of this step. Nothing is written before every tensor has been checked.
-  void bind_gradients(const py::sequence& main, const py::sequence& aux);
+  // Takes the gradients of one step, which are kept alive until it is done. Nothing is written before every tensor has
+  // been checked.
+  void bind_gradients(const py::object& main, const py::sequence& aux);
 
-  // Looks at everything that is about to be written. Returns the indices of parameters that have a gradient but lack a
-  // state tensor their group's rule needs; when those have been made, this is to be called again.
+  // Looks for the states. Returns the indices of parameters that have a gradient but lack a state tensor their group's
+  // rule needs; when those have been made, this is to be called again.
   std::vector<size_t> bind_states(const std::vector<Group>& groups);
 
-  // The calls of the scheduler. `measure` returns false where it cannot decide without a step.
+  // The calls of the scheduler. Each reads where all tensors are, immediately before: between that and the
+  // scheduler's work no Python code runs, nor another thread that needs the interpreter. `step` and `update` let go of
+  // the gradients; `measure` returns false where it cannot decide without a step.
   void step(const std::vector<Group>& groups, const GateSettings& gate, const py::object& stats,
             const py::object& skipped_steps);
   bool measure(const GateSettings& gate, const py::object& stats);
@@ -82,14 +99,14 @@ class Plan {
     std::array<std::vector<int64_t>, kMaxGrads> grad_strides;
     std::array<State, kMaxStates + 1> states;  // the moments, then the master
     py::object step;
-    // Keys and values of the state dict when its tensors were last looked up, in turn, and for how many moments: where
+    // Keys and values of the state dict when its tensors were last looked up, in turn, and what was looked for: where
     // they are the same objects, they need not be looked up again (but read again, all of them).
     std::vector<PyObject*> seen;
-    int seen_moments = -1;
+    int seen_for = -1;
 
     PyObject* find(const py::str& name) const { return PyDict_GetItem(state.ptr(), name.ptr()); }
-    bool same_objects(int moments) const;
-    void remember_objects(int moments);
+    bool same_objects(int wanted) const;
+    void remember_objects(int wanted);
     TensorView view(const Entry& entry) const {
       return {entry.param.data, entry.param.dtype, static_cast<int>(shape.size()), shape.data(), strides.data()};
     }
@@ -98,19 +115,32 @@ class Plan {
   static constexpr int kMaster = kMaxStates;
   static TensorReader& reader() { return TensorReader::instance(); }
 
+  // Every call has one. While it exists others are refused: the scheduler works without the interpreter's lock, which
+  // is also let go of where PyTorch is asked something.
+  class AtWork;
+
   bool bind_param(size_t i, bool same_object);
-  void bind_gradient_list(const py::sequence& grads, int k);
-  bool bind_entry_states(size_t i);
+  py::tuple take_gradients(const py::object& grads, int k);
+  void let_go_of_gradients();
+  PyObject* gradient(size_t i, int k) const { return PyTuple_GET_ITEM(grads_[k].ptr(), static_cast<Py_ssize_t>(i)); }
+  bool is_active(size_t i) const;
+  void read_gradients();
+  void check_params();
+  std::vector<size_t> look_up_all_states();
+  bool look_up_states(size_t i, int moments);
   bool find_entry_states(size_t i, int moments);
+  void read_states();
   void bind_state(size_t i, int s, Operand& slot);
   void bind_step(size_t i);
   void bind_groups(const std::vector<Group>& groups);
   void bind_gate(const GateSettings& gate);
-  void require_states(const std::vector<Group>& groups);
+  void read_all(const std::vector<Group>& groups);
+  template <class Read>
+  void until_it_stays(Read&& read);
 
   // Brings an operand up to date with a tensor of the entry's shape; returns whether anything about it was another.
   template <class Name>
-  bool bind(size_t i, const Tensor& t, Operand& slot, std::vector<int64_t>& strides, Name&& name);
+  bool bind(size_t i, PyObject* tensor, Operand& slot, std::vector<int64_t>& strides, Name&& name);
   template <class Name>
   void check_device(const Tensor& t, Name&& name) const;
   bool on_device(const Tensor& t) const;
@@ -135,9 +165,15 @@ class Plan {
   std::vector<py::str> moment_names_;
   py::str step_key_{"step"};
   py::str master_key_{"master"};
-  std::vector<py::object> resolved_;  // memory made for gradients that were lazy views; lives until the next step
+  // The gradients of this step, lists of one tensor or None per parameter; those that were lazy views have been given
+  // memory. Empty where there are none.
+  std::vector<py::tuple> grads_;
   std::vector<int64_t> scratch_;
-  bool states_bound_ = false;
+  size_t last_group_ = 0;
+  bool states_found_ = false;
+  bool read_again_ = false;
+  bool at_work_ = false;
+  bool made_ = false;  // the constructor has come to its end
   std::optional<DLDevice> device_;
   cuda::Options cuda_options_;
   std::unique_ptr<Scheduler> scheduler_;

@@ -131,12 +131,32 @@ py::object TensorReader::gradient(PyObject* tensor) {
 
 bool TensorReader::is_negated(PyObject* object) {
   if (!looked_for_methods_) look_for_methods();
-  if (is_neg_ == nullptr || class_of(object).api == nullptr) return py::handle(object).attr("is_neg")().cast<bool>();
+  const Class c = class_of(object);
+  if (!c.tensor || c.intercepts) return false;
+  if (is_neg_ == nullptr || c.api == nullptr) return py::handle(object).attr("is_neg")().cast<bool>();
   PyObject* const answer = is_neg_->ml_meth(object, nullptr);
   if (answer == nullptr) throw py::error_already_set();
   const bool negated = answer == Py_True;
   Py_DECREF(answer);
   return negated;
+}
+
+bool TensorReader::has_room(PyObject* object, const TensorView& view) {
+  if (is_empty(view.ndim, view.shape)) return true;
+  int64_t elements = 1;
+  for (int64_t d = view.ndim, dense = 1; d-- > 0; dense *= view.shape[d]) {
+    elements += (view.shape[d] - 1) * (view.strides != nullptr ? view.strides[d] : dense);
+  }
+  const auto call = [](py::handle self, const py::str& method) {
+    PyObject* const result = PyObject_CallMethodNoArgs(self.ptr(), method.ptr());
+    if (result == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(result);
+  };
+  const py::object storage = call(object, untyped_storage_);
+  const auto begin = call(storage, data_ptr_).cast<uintptr_t>();
+  const auto end = begin + call(storage, nbytes_).cast<uintptr_t>();
+  const auto data = reinterpret_cast<uintptr_t>(view.data);
+  return begin <= data && data + static_cast<uintptr_t>(elements * size_of(view.dtype)) <= end;
 }
 
 void* TensorReader::current_stream(PyObject* object, DLDevice device) {
@@ -152,7 +172,8 @@ void* TensorReader::current_stream(PyObject* object, DLDevice device) {
 
 void TensorReader::throw_problem(PyObject* object, const std::string& name, Problem problem) {
   if (problem == Problem::kNoMemory) {
-    throw py::type_error(name + " has no memory that could be read: its storage was freed, or it never had one");
+    throw py::type_error(name +
+                         " has no memory that could be read: its storage was freed or shrunk, or it never had one");
   }
   throw py::type_error(name + " has dtype " + std::string(py::str(py::getattr(object, "dtype", py::none()))) +
                        "; gradprom_ext works on float32, float64, float16 and bfloat16");

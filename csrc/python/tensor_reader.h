@@ -43,8 +43,17 @@ class TensorReader {
     return t;
   }
 
-  // Whether a tensor is a lazy view of the values opposite to those in its memory (torch.Tensor.is_neg).
+  // Whether a tensor is a lazy view of the values opposite to those in its memory (torch.Tensor.is_neg). False for what
+  // `read` refuses. PyTorch lets other threads run while it answers.
   bool is_negated(PyObject* object);
+
+  // Refuses a tensor that says it reaches beyond its storage, which has been shrunk under it. It takes as long as
+  // reading the tensor twice, and what shrinks a storage also moves it, so that only tensors whose address is new are
+  // asked.
+  template <class Name>
+  void require_room(PyObject* object, const TensorView& view, Name&& name) {
+    if (!has_room(object, view)) throw_problem(object, name(), Problem::kNoMemory);
+  }
 
   // `tensor.grad`, as a new reference.
   py::object gradient(PyObject* tensor);
@@ -81,6 +90,7 @@ class TensorReader {
   const Class& meet(PyObject* object);
   static bool exchange_allowed();
   void look_for_methods();
+  bool has_room(PyObject* object, const TensorView& view);
   static Problem read_exchange(const DLPackExchangeAPI& api, PyObject* object, Tensor& out);
   Problem read_attributes(PyObject* object, Tensor& out);
   [[noreturn]] static void throw_problem(PyObject* object, const std::string& name, Problem problem);
@@ -91,6 +101,7 @@ class TensorReader {
   const bool exchange_allowed_ = exchange_allowed();  // GRADPROM_TENSORS=attributes forbids it, for tests
   PyMethodDef* is_neg_ = nullptr;                     // torch.Tensor.is_neg as the C function that it is
   PyGetSetDef* grad_ = nullptr;                       // torch.Tensor.grad, likewise
+  py::str untyped_storage_{"untyped_storage"}, data_ptr_{"data_ptr"}, nbytes_{"nbytes"};
   bool looked_for_methods_ = false;
   std::vector<int64_t> shape_, strides_;  // of the last tensor that was read through its attributes
 };

@@ -7,8 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from . import targets
+
+# Profiles of the tests that attack: 10,000 new cases for each target (`make fuzz`), and a few (.ci/sanitize). Otherwise
+# each has its own number of cases, always the same ones.
+settings.register_profile("fuzz", max_examples=10_000, print_blob=True)
+settings.register_profile("few", max_examples=25, derandomize=True)
 
 
 @pytest.fixture(params=targets.TARGETS)

@@ -20,6 +20,8 @@ GATES = list(policy.GATES)
 
 
 def bits(t: torch.Tensor) -> bytes:
+    if t.numel() == 0:
+        return b""
     return t.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
 
 

@@ -90,6 +90,63 @@ def test_moved_states(backend, case, move):
             assert bits(memory) == bits(values), "the kernel went on writing to the old memory"
 
 
+def expand(t: torch.Tensor) -> None:
+    t.data = torch.full((1,), 0.5, dtype=t.dtype).expand(t.shape)
+
+
+def shrink(t: torch.Tensor) -> None:
+    t.untyped_storage().resize_(8)
+
+
+def lose_elements(t: torch.Tensor) -> None:
+    with torch.no_grad():
+        t.resize_(3)
+
+
+REFUSED = {expand: "several elements share one memory", shrink: "has no memory", lose_elements: "has shape"}
+
+
+@pytest.mark.not_mirrored
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("break_it", REFUSED)
+def test_states_that_cannot_be_written_to_are_refused(backend, break_it, name):
+    """PyTorch's own operations refuse the first and the last, and write beyond a storage that was shrunk."""
+    params = [torch.nn.Parameter(torch.ones(7, 5)) for _ in range(2)]
+    opt = gp.GradPromAdam(params, lr=0.1, backend=backend)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    before = [bits(p) for p in params], [bits(opt.state[params[0]][n]) for n in ("exp_avg", "exp_avg_sq", "step")]
+    kept = opt.state[params[1]][name].clone()
+    break_it(opt.state[params[1]][name])
+    for _ in range(2):  # and it stays refused
+        with pytest.raises((TypeError, ValueError), match=rf"state of params\[1\]\['{name}'\] .*{REFUSED[break_it]}"):
+            opt.step()
+    assert before == (
+        [bits(p) for p in params],
+        [bits(opt.state[params[0]][n]) for n in ("exp_avg", "exp_avg_sq", "step")],
+    )
+    opt.state[params[1]][name] = kept
+    opt.step()
+    assert float(opt.state[params[1]]["step"]) == 2
+
+
+@pytest.mark.not_mirrored
+@pytest.mark.parametrize("which", ["param", "main", "aux"])
+def test_a_storage_that_was_shrunk_is_refused(backend, which):
+    params = [torch.nn.Parameter(torch.ones(4096)) for _ in range(2)]
+    opt = gp.GradPromSGD(params, lr=0.1, backend=backend)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt.aux_grads = [[torch.ones_like(p) for p in params]]
+    opt.step()
+    shrink({"param": params[1], "main": params[1].grad, "aux": opt.aux_grads[0][1]}[which])
+    before = bits(params[0])
+    with pytest.raises(TypeError, match="has no memory"):
+        opt.step()
+    assert bits(params[0]) == before
+
+
 def test_the_smallest_case(backend):
     """``optimizer_to`` between the second and the third step of momentum SGD, by hand: 1, 1.9, 2.71, 3.439."""
     p = torch.nn.Parameter(torch.zeros(1))
