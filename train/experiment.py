@@ -25,6 +25,7 @@ from train.errors import RunError
 from train.evaluation.evaluate import Evaluation, evaluate, examples
 from train.files import locked, read_json
 from train.inference import choose_device
+from train.interruption import status_of, stop_on_signal
 from train.outputs.figures import save_gate, save_panel
 from train.outputs.provenance import commit
 from train.outputs.report import Metrics, collect, count_parameters, finite, introduction
@@ -38,7 +39,7 @@ from train.strategies.base import IP
 from train.training.build import Experiment, build, build_auxiliaries, build_network
 from train.training.engine import Cadence, Engine
 from train.training.prepared import READER_SEED, alone_weights, clean_weights, pretrained_weights
-from train.training.progress import Display, stop_on_signal, summary_writer
+from train.training.progress import Display, summary_writer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,6 +54,7 @@ class RunResult:
     :param was_finished: whether there was nothing left to do.
     :param step: how many steps are done.
     :param steps: of how many; both are 0 where nothing was left to do.
+    :param status: the exit status that says which signal asked the run to stop; 0 where none did.
     """
 
     folder: Path
@@ -60,6 +62,7 @@ class RunResult:
     was_finished: bool = False
     step: int = 0
     steps: int = 0
+    status: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,13 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
         output = settings.output
         events = folder.tensorboard if output.tensorboard else None
         display.begin(experiment.strategy.measures, batch_size=experiment.batch_size, events=events)
-        cadence = Cadence(output.log_every, output.checkpoint_every, settings.training.num_workers)
+        cadence = Cadence(
+            output.log_every,
+            output.checkpoint_every,
+            settings.training.num_workers,
+            output.checkpoint_minutes,
+            output.keep_checkpoints,
+        )
         engine = Engine(experiment, folder, cadence, begun=begun)
         if resume:
             folder.refuse_other_data(facts, data.folder)
@@ -148,11 +157,11 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
             finished = engine.train(display, stop)
         result = RunResult(folder.path, None, step=engine.step, steps=engine.steps)
         if not finished:
-            return result
+            return dataclasses.replace(result, status=stop.status)
         try:
             metrics = finish(settings, data, experiment, engine, folder, about, prepared.readers())
-        except KeyboardInterrupt:
-            return result
+        except KeyboardInterrupt as error:
+            return dataclasses.replace(result, status=status_of(error))
         return dataclasses.replace(result, metrics=metrics)
 
 

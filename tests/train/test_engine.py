@@ -17,6 +17,7 @@ from train.data.base import Ragged
 from train.degradations import DEGRADATIONS, Gaussian, parse
 from train.errors import RunError
 from train.evaluation.evaluate import evaluate
+from train.interruption import Stop
 from train.outputs.run_folder import RunFolder
 from train.strategies import strategy_class
 from train.strategies.auxiliary import Diagnosis
@@ -24,7 +25,7 @@ from train.strategies.base import LOSS, advised_measures, batch_psnr
 from train.training import build as build_file
 from train.training.build import OPTIMIZERS, build
 from train.training.engine import Cadence, Engine
-from train.training.progress import Display, Stop
+from train.training.progress import Display
 from train.training.schedule import course
 from train.training.step_log import StepLog
 

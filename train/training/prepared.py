@@ -22,13 +22,14 @@ from torch import Tensor
 from train.data.base import ImageData
 from train.data.cache import ArrayCache, file_sha256
 from train.degradations import Degradation, Gaussian, parse
+from train.interruption import stop_on_signal
 from train.outputs.run_folder import RunFolder
 from train.settings.naming import identity
 from train.settings.sections import Settings
 from train.strategies.masked import METHODS
 from train.training.build import build
 from train.training.engine import Cadence, Engine
-from train.training.progress import Display, stop_on_signal
+from train.training.progress import Display
 
 READER_SEED = 1000
 """What is added to a run's seed to have that of its reader: it must not be the VR that the run began with."""
@@ -294,7 +295,7 @@ def _trained_once(
             )
             with stop_on_signal() as stop:
                 if not engine.train(display, stop):
-                    raise KeyboardInterrupt
+                    raise stop.error()
         state = {
             name: value.detach().cpu().contiguous()
             for name, value in strategy.networks[role.key].state_dict().items()
