@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -33,12 +34,13 @@ _held: set[int] = set()  # descriptors of the locks of this process
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, before: Callable[[], None] | None = None) -> Iterator[IO[bytes]]:
     """A binary file that appears under ``path`` only once it is complete; an earlier file stays until then.
 
     What is there after the block survives a power cut: the file and the folder that names it are synchronized. A
     process that is killed within the block leaves a hidden file, which :func:`remove_leftovers` removes.
 
+    :param before: is called once all is written, before the file gets its name.
     :raises OSError: the folder is not writable, or the disk is full.
     """
     temporary = _temporary(path)
@@ -47,6 +49,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if before is not None:
+            before()
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -105,30 +109,31 @@ def generations(path: Path) -> list[Path]:
     return [*([path] if path.exists() else []), *(older[number] for number in sorted(older))]
 
 
-def move_on(path: Path, keep: int) -> None:
-    """Gives a file also the name of the one before it, and that one the next, so that ``path`` can be written anew.
+@contextlib.contextmanager
+def newest_file(path: Path, keep: int) -> Iterator[IO[bytes]]:
+    """As :func:`atomic_file`, but what was there before is kept as the one before it (:func:`generations`).
 
-    There is no moment at which one of the ``keep - 1`` newest is lost.
-
-    :param path: of the newest.
-    :param keep: how many there may be in all once ``path`` is written; more are removed.
-    :raises OSError: a file cannot be renamed or removed.
+    :param keep: how many there may be in all; at no moment there are fewer, once there were so many.
+    :raises OSError: as :func:`atomic_file`, or a file cannot be renamed.
     """
+    with atomic_file(path, (lambda: _move_on(path)) if keep > 1 else None) as file:
+        yield file
+    for each in generations(path)[keep:]:
+        with contextlib.suppress(OSError):
+            each.unlink()
+
+
+def _move_on(path: Path) -> None:
+    """Gives a file also the name of the one before it, that one the next, and so on."""
 
     def numbered(number: int) -> Path:
         return path.with_name(f"{path.stem}-{number}{path.suffix}")
 
-    for each in generations(path):
-        if each != path and int(each.stem.rpartition("-")[2]) >= keep:
-            each.unlink()
-    if keep == 1 or not path.exists():
+    if not path.exists() or (numbered(1).exists() and path.samefile(numbered(1))):  # the last attempt ended here
         return
-    if numbered(1).exists():
-        if path.samefile(numbered(1)):  # the last attempt to write got no further
-            return
-        for number in range(keep - 1, 1, -1):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(numbered(number - 1), numbered(number))
+    free = next(number for number in itertools.count(1) if not numbered(number).exists())
+    for number in range(free, 1, -1):
+        os.replace(numbered(number - 1), numbered(number))
     second = _temporary(path)
     try:
         os.link(path, second)  # so that the newest is never without its name

@@ -22,6 +22,7 @@ from train.errors import RunError
 from train.files import LOCK, is_locked, locked
 from train.outputs.run_folder import new_folder
 from train.run import main
+from train.training import checkpoint
 
 from .test_resume import wait_for_steps
 from .tiny import arguments, image_data, name_of
@@ -411,7 +412,7 @@ class TestDamage:
     def test_a_checkpoint_that_lacks_something(self, copy, capsys):
         path = unfinished(copy) / "checkpoint.pt"
         state = torch.load(path, weights_only=True)
-        torch.save({name: value for name, value in state.items() if name != "random"}, path)
+        checkpoint.save(path, {name: value for name, value in state.items() if name != "random"})
         assert f"the checkpoint {path} is none of a run: it has no random" in refused(capsys, "--resume", str(copy))
 
     @pytest.mark.parametrize("flag", ["--out", "--resume", "--data-root"])

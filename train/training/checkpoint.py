@@ -21,7 +21,7 @@ from typing import IO, Any, Protocol
 import torch
 
 from train.errors import RunError
-from train.files import atomic_file, generations, move_on
+from train.files import generations, newest_file
 
 VERSION = 2
 """Files of version 1 have no checksum, and are read without."""
@@ -48,8 +48,7 @@ def save(path: Path, state: dict[str, Any], *, keep: int = 1) -> None:
     :raises RunError: a file cannot be written (a full disk, say); the message names it.
     """
     try:
-        move_on(path, keep)
-        with atomic_file(path) as file:
+        with newest_file(path, keep) as file:
             summed: Any = _Summed(file)
             torch.save({"version": VERSION} | state, summed)
             comment = _MARK + summed.digest.hexdigest().encode()
