@@ -138,8 +138,14 @@ def _move_on(path: Path) -> None:
     try:
         os.link(path, second)  # so that the newest is never without its name
     except OSError:  # a file system without second names
-        second = path
-    os.replace(second, numbered(1))
+        os.replace(path, numbered(1))
+        return
+    try:
+        os.replace(second, numbered(1))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            second.unlink()
+        raise
 
 
 def write_file(path: Path, content: bytes) -> None:

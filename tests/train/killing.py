@@ -57,7 +57,7 @@ class Command:
     """A command under way."""
 
     def __init__(self, server: subprocess.Popen[str], pid: int, log: Path) -> None:
-        self.server, self.pid, self.log = server, pid, log
+        self.server, self.pid, self.log, self.ended = server, pid, log, False
 
     def wait_for(self, told: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 120
@@ -70,6 +70,7 @@ class Command:
 
     def status(self) -> int:
         """Waits for the end; minus the number of the signal that ended it."""
+        self.ended = True
         return int(self.server.stdout.readline())
 
 
@@ -78,6 +79,7 @@ class Commands:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.last: Command | None = None
         environment = os.environ | {"GRADPROM_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
         self.server = subprocess.Popen(
             [sys.executable, "-m", "tests.train.killing"],
@@ -100,9 +102,17 @@ class Commands:
             "folder": str(self.folder / "out"),
             "log": str(log),
         }
+        self.end()
         self.server.stdin.write(json.dumps(order) + "\n")
         self.server.stdin.flush()
-        return Command(self.server, int(self.server.stdout.readline()), log)
+        self.last = Command(self.server, int(self.server.stdout.readline()), log)
+        return self.last
+
+    def end(self) -> None:
+        """Ends a command that nobody has waited for: its test has failed."""
+        if self.last is not None and not self.last.ended:
+            self.last.send(signal.SIGKILL)
+            self.last.status()
 
     def run(self, command: str, argv: list[str], **how: int | None) -> tuple[int, str]:
         """Status and output of a whole command."""
@@ -116,6 +126,7 @@ def commands(folder: Path) -> Iterator[Commands]:
     try:
         yield started
     finally:
+        started.end()
         started.server.stdin.close()
         started.server.wait(timeout=120)
 

@@ -142,6 +142,20 @@ def test_no_stop_without_a_checkpoint(tmp_path):
     assert again.step == engine.step
 
 
+@pytest.mark.parametrize(("minutes", "steps"), [(1.0, [0, 2, 4, 6]), (1e6, [0, 6])])
+def test_a_checkpoint_is_due_after_some_minutes_whatever_the_steps_take(tmp_path, monkeypatch, minutes, steps):
+    from train.training import checkpoint
+
+    engine = make(tmp_path / "run", checkpoint_every=1000)
+    engine.cadence = engine.cadence._replace(checkpoint_minutes=minutes, keep_checkpoints=1)
+    saved: list[int] = []
+    monkeypatch.setattr(checkpoint, "save", lambda path, state, keep: saved.append(state["step"]))
+    begun = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: begun + 40 * engine.step)  # a step takes 40 seconds
+    assert train(engine)
+    assert saved == steps
+
+
 def test_steps_after_the_checkpoint_are_done_again(tmp_path):
     """What a killed run leaves: a step log that is ahead of the checkpoint, its last line cut off."""
     whole = make(tmp_path / "whole")

@@ -50,8 +50,8 @@ def out(server) -> Path:
     return server.folder / "out"
 
 
-LONG = {"epochs": 10, "checkpoint_every": 4, "log_every": 2}
-"""Thirty steps."""
+LONG = {"epochs": 16, "checkpoint_every": 4, "log_every": 2}
+STEPS = 48
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,24 @@ def test_killed_at_every_moment_of_a_checkpoint(tmp_path, keep, links):
     assert status == 0
     assert set(reached) == {5, 6} and reached == sorted(reached)
     assert at > (8 if keep > 1 else 4), "the events are not seen"
+
+
+def test_what_reaches_the_disk_in_which_order(tmp_path):
+    """A checkpoint has its name only once it is on the disk, and then the name is written to the disk, too."""
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"step": 1}, keep=2)
+    told, telling = os.pipe()
+    pid = os.fork()
+    if not pid:
+        count_events(str(tmp_path), lambda _, name: os.write(telling, name.split()[0].encode() + b"\n"))
+        checkpoint.save(path, {"step": 2}, keep=2)
+        os._exit(0)
+    os.close(telling)
+    with os.fdopen(told) as file:
+        events = file.read().split()
+    assert os.waitpid(pid, 0)[1] == 0
+    # The file; its predecessor's second name, which becomes the predecessor; its own name; the folder.
+    assert events == ["open", "fsync", "os.link", "os.rename", "os.rename", "open", "fsync"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
@@ -210,7 +228,7 @@ def test_the_next_older_one_is_taken(server, whole, out):
     status, log = server.run("run", arguments(out=out, **LONG), kill_at=90)
     assert status == -signal.SIGKILL, log
     steps = [checkpoint.load(path)["step"] for path in generations(out / "checkpoint.pt")]
-    assert 0 < steps[-1] < steps[0] < 30
+    assert 0 < steps[-1] < steps[0] < STEPS
     for path in generations(out / "checkpoint.pt")[: steps.count(steps[0])]:  # killed while one had two names
         damage(path)
     whole_one = generations(out / "checkpoint.pt")[steps.count(steps[0])]
@@ -262,12 +280,12 @@ def test_a_run_on_a_full_disk(server, whole, out):
 
 
 def until_done(server: Commands, command: str, first: list[str], again: list[str], out: Path, kills: list[int]) -> int:
-    """Gives a command again and again, killed before its nth event each, and then in peace.
+    """Gives a command again and again, killed before its nth event each.
 
     :returns: how many of them were killed.
     """
     killed = 0
-    for kill_at in [*kills, None]:
+    for kill_at in kills:
         go_on = bool(generations(out / "checkpoint.pt")) or command == "compare"
         if not go_on and out.is_dir():  # killed before its first checkpoint: what the message says
             status, log = server.run(command, again)
@@ -278,19 +296,29 @@ def until_done(server: Commands, command: str, first: list[str], again: list[str
         status, log = server.run(command, again if go_on else first, kill_at=kill_at)
         assert status in (0, -signal.SIGKILL), log
         killed += status == -signal.SIGKILL
-    assert status == 0, log
     return killed
 
 
 def test_a_run_that_is_killed_thirty_times(server, whole, out):
     """At moments from the making of its folder to its last file."""
     rng = random.Random(1)
-    kills = [1, 2, 3, 5, 8, 11, *(rng.randrange(6, 40) for _ in range(18))]
-    # After these the training is over: from here on, moments of the evaluation.
     first, again = arguments(out=out, **LONG), ["--resume", str(out)]
-    kills += [60, 60, 3, 8, 12, 16, 19, 22]
-    assert until_done(server, "run", first, again, out, kills) >= 30
+    kills = iter([1, 2, 3, 5, 8, 11, *(rng.randrange(6, 36) for _ in range(1000))])
+    in_training = in_evaluation = 0
+    while (step := newest_step(out)) != STEPS:
+        in_training += until_done(server, "run", first, again, out, [next(kills)])
+    for kill_at in (5, 9, 12, 15, 18, 21, 24):
+        assert newest_step(out) == step
+        in_evaluation += until_done(server, "run", first, again, out, [kill_at])
+    assert in_training >= 24 and in_evaluation >= 6
+    status, log = server.run("run", again)
+    assert status == 0, log
     assert_same_run(out, whole)
+
+
+def newest_step(out: Path) -> int:
+    path = out / "checkpoint.pt"
+    return int(checkpoint.load_newest(path)[1]["step"]) if generations(path) else 0
 
 
 def test_a_comparison_that_is_killed(server, out):
@@ -302,7 +330,9 @@ def test_a_comparison_that_is_killed(server, out):
     shutil.rmtree(out)
     rng = random.Random(2)
     kills = [1, 2, 4, *(rng.randrange(10, 120) for _ in range(7))]
-    assert until_done(server, "compare", argv, argv, out, kills) >= 5
+    assert until_done(server, "compare", argv, argv, out, kills) >= 8
+    status, log = server.run("compare", argv)
+    assert status == 0, log
     assert (out / "table.csv").read_bytes() == table
 
 
@@ -320,15 +350,21 @@ def gone(pid: int) -> bool:
 
 def test_a_comparison_whose_processes_are_stopped_and_killed(server, out):
     """Side by side: asked to stop, then its first process killed, then one of the others, and then left alone."""
-    slow = ["--set", "epochs=400", "--set", "checkpoint_every=100000", "--set", "log_every=1"]
-    argv = ["--recipe", "tiny-throughout", "--seeds", "0,1", "--out", str(out), *slow]
+    slow = ["--set", "epochs=100", "--set", "checkpoint_every=100000", "--set", "log_every=1"]
+    argv = ["--recipe", "tiny-throughout", "--out", str(out), *slow]
 
-    def under_way() -> bool:
-        tables = [each for each in out.glob("runs/**/steps.csv") if not (each.parent / "metrics.json").exists()]
-        return bool(tables) and all(each.read_text().count("\n") > 20 for each in tables) and bool(processes_of(out))
+    def logged() -> int:
+        return sum(each.read_text().count("\n") for each in out.glob("runs/**/steps.csv"))
 
-    command = server.start("compare", [*argv, "--jobs", "2"])
-    command.wait_for(under_way)
+    def start(steps: int) -> Command:
+        """Until so many more steps are done."""
+        before = logged()
+        command = server.start("compare", [*argv, "--jobs", "2"])
+        # What was done after the last checkpoint is forgotten first, and then done again.
+        command.wait_for(lambda: logged() > before + steps and any(not gone(each) for each in processes_of(out)))
+        return command
+
+    command = start(20)
     (worker, *_) = processes_of(out)
     assert worker != command.pid
     command.send(signal.SIGTERM)
@@ -337,20 +373,19 @@ def test_a_comparison_whose_processes_are_stopped_and_killed(server, out):
     assert "To go on, give the same command again:" in log and "Traceback" not in log
     assert gone(worker), "a process outlives the command"
     saved = [checkpoint.load(path)["step"] for path in out.glob("runs/**/checkpoint.pt")]
-    assert any(step > 20 for step in saved), "nothing was saved"
+    assert any(step >= 20 for step in saved), "nothing was saved"
 
-    command = server.start("compare", [*argv, "--jobs", "2"])
-    command.wait_for(lambda: under_way() and not gone(processes_of(out)[0]))
-    (worker, *_) = processes_of(out)
+    command = start(20)
+    (worker,) = (each for each in processes_of(out) if not gone(each))
     command.send(signal.SIGKILL)
     assert command.status() == -signal.SIGKILL
     command.wait_for(lambda: gone(worker))  # by itself, and not at once: it has a checkpoint to write
     again = [checkpoint.load(path)["step"] for path in out.glob("runs/**/checkpoint.pt")]
-    assert sum(again) > sum(saved)
+    assert sum(again) >= sum(saved) + 20
 
-    command = server.start("compare", [*argv, "--jobs", "2"])
-    command.wait_for(lambda: under_way() and not gone(processes_of(out)[0]))
-    os.kill(processes_of(out)[0], signal.SIGKILL)
+    command = start(20)
+    (worker,) = (each for each in processes_of(out) if not gone(each))
+    os.kill(worker, signal.SIGKILL)
     assert command.status() == 2
     assert "a process of the comparison was ended from outside" in command.log.read_text()
 
@@ -459,9 +494,7 @@ def test_asked_to_stop(server, out, number, workers):
 
 
 def test_a_pre_training_is_asked_to_stop(server, out):
-    flags = arguments(out=out, vr="tiny-encoder", crop=16, masked_epochs=10**5, **ENDLESS)
-    flags = [each for each in flags if "pretrain" not in each]
-    command = server.start("pretrain", flags)
+    command = server.start("pretrain", arguments(out=out, vr="tiny-encoder", crop=16, **ENDLESS))
     at_step(command, out, 3)
     command.send(signal.SIGTERM)
     assert command.status() == 143, command.log.read_text()
@@ -471,6 +504,29 @@ def test_a_pre_training_is_asked_to_stop(server, out):
     at_step(again, out, torch.load(out / "checkpoint.pt", weights_only=True)["step"] + 2)
     again.send(signal.SIGTERM)
     assert again.status() == 143
+
+
+def test_a_training_that_a_run_stands_on_is_asked_to_stop(server, whole, out):
+    """The clean VR, in the cache: it goes on there, and the run begins with what it would have been."""
+    argv = arguments(out=out, vr_start="clean", vr_update="fixed", clean_epochs=100, clean_batch_size=4, max_steps=3)
+    cache, weights = server.folder / "cache", []
+    for interrupted in (True, False):
+        shutil.rmtree(cache, ignore_errors=True)
+        if interrupted:
+            command = server.start("run", argv)
+            command.wait_for(lambda: any(t.read_text().count("\n") > 20 for t in cache.glob("*.unfinished/steps.csv")))
+            command.send(signal.SIGTERM)
+            assert command.status() == 143, command.log.read_text()
+            assert "To go on, give the same command again:" in command.log.read_text()
+            (left,) = cache.glob("*.unfinished/checkpoint.pt")
+            assert 20 <= checkpoint.load(left)["step"] < 300
+            assert not out.exists()
+        status, log = server.run("run", argv)
+        assert status == 0, log
+        assert not list(cache.glob("*.unfinished"))
+        weights.append(load_file(out / "weights.safetensors"))
+        shutil.rmtree(out)
+    assert [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])] == []
 
 
 def test_the_second_signal_ends_at_once(server, out):

@@ -378,7 +378,8 @@ def refuse_tiff_page(path: Path, page: Any) -> None:
 
     :raises DataError: they are too many, or more than the file can hold.
     """
-    refuse_large(path, page.imagedepth, page.imagelength, page.imagewidth)
+    sides = (page.imagelength, page.imagewidth)
+    refuse_large(path, *sides if page.imagedepth == 1 else (page.imagedepth, *sides))
     length = path.stat().st_size
     if any(start + count > length for start, count in zip(page.dataoffsets, page.databytecounts, strict=False)):
         raise DataError(
