@@ -60,7 +60,7 @@ class Command:
         self.server, self.pid, self.log, self.ended = server, pid, log, False
 
     def wait_for(self, told: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while not told():
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.002)

@@ -540,5 +540,5 @@ def test_the_second_signal_ends_at_once(server, out):
     os.kill(command.pid, signal.SIGCONT)
     command.send(signal.SIGINT)
     status = command.status()
-    assert status in (-signal.SIGINT, 143), "143: it had ended already"
+    assert status in (-signal.SIGINT, -signal.SIGTERM)  # whichever Python looks at last
     assert checkpoint.load_newest(out / "checkpoint.pt")[1]["step"] >= 0
