@@ -18,7 +18,7 @@ test:
 	pytest
 
 interruptions:
-	GRADPROM_KILLS=30 pytest -k random_moments tests/train/test_interruptions.py
+	GRADPROM_KILLS=30 pytest -k 'thirty or clock' tests/train/test_interruptions.py
 
 lint:
 	ruff check .

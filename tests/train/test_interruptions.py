@@ -11,8 +11,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from train.errors import RunError
 from train.files import LOCK, generations, is_leftover, locked
 from train.training import checkpoint
 
-from .killing import ROOT, Command, Commands, commands, count_events, die
+from .killing import Command, Commands, commands, count_events, die
 from .tiny import arguments
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork, and no SIGKILL")
@@ -71,7 +69,7 @@ def assert_same_run(folder: Path, whole: Path) -> None:
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     one, other = (json.loads((path / "metrics.json").read_text()) for path in (folder, whole))
     for each in (one, other):
-        each.pop("seconds")
+        del each["seconds"], each["commit"]
     assert one == other
     assert [path.name for path in folder.iterdir() if is_leftover(path.name)] == []
 
@@ -398,45 +396,39 @@ def test_a_comparison_whose_processes_are_stopped_and_killed(server, out):
     assert (out / "table.csv").read_text() == table
 
 
-@pytest.mark.skipif(not KILLS, reason="takes minutes; make interruptions")
-def test_a_process_of_its_own_killed_at_random_moments(tmp_path):
-    """The command as a person gives it, killed by the clock: while it imports, trains, evaluates, writes."""
-    rng, changes = random.Random(KILLS), LONG | {"epochs": 100, "checkpoint_every": 7}
-
-    def run(*argv: str, seconds: float | None = None) -> int:
-        command = [sys.executable, "-m", "tests.train.tiny", *argv]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        try:
-            _, said = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-        else:
-            assert process.returncode == 0, said
-        return process.returncode
-
+def test_a_run_that_is_killed_by_the_clock(server, whole, out):
+    """At random moments, whatever it is doing: computing, too."""
+    rng, killed = random.Random(KILLS), 0
     begun = time.monotonic()
-    assert run(*arguments(out=tmp_path / "whole", **changes)) == 0
+    status, log = server.run("run", arguments(out=out, **LONG))
     lasts = time.monotonic() - begun
-    out, killed = tmp_path / "out", 0
-    while killed < KILLS:
+    assert status == 0, log
+    shutil.rmtree(out)
+    while killed < (KILLS or 8):
         if not generations(out / "checkpoint.pt"):
             shutil.rmtree(out, ignore_errors=True)
-            argv = arguments(out=out, **changes)
+            command = server.start("run", arguments(out=out, **LONG))
         else:
-            argv = ["--resume", str(out)]
-        if run(*argv, seconds=rng.uniform(0.3, 1.0) * lasts) == 0:  # it was done before: kill another one
-            assert_same_run(out, tmp_path / "whole")
+            command = server.start("run", ["--resume", str(out)])
+        moment = time.monotonic() + rng.uniform(0.05, 0.8) * lasts
+        while time.monotonic() < moment and not gone(command.pid):
+            time.sleep(0.001)
+        with contextlib.suppress(ProcessLookupError):
+            command.send(signal.SIGKILL)
+        status = command.status()
+        assert status in (0, -signal.SIGKILL), command.log.read_text()
+        killed += status != 0
+        if status == 0:  # it was done before: kill another one
+            assert_same_run(out, whole)
             shutil.rmtree(out)
-        else:
-            killed += 1
     if generations(out / "checkpoint.pt"):
-        assert run("--resume", str(out)) == 0
-        assert_same_run(out, tmp_path / "whole")
+        status, log = server.run("run", ["--resume", str(out)])
+        assert status == 0, log
+        assert_same_run(out, whole)
 
 
 @pytest.mark.skipif(not KILLS, reason="takes minutes; make interruptions")
-def test_a_comparison_of_forty_runs_killed_at_random_moments(server, out):
+def test_a_comparison_of_forty_runs_that_is_killed_by_the_clock(server, out):
     """Its first process or any other one, until it is done."""
     rng = random.Random(KILLS)
     argv = ["--recipe", "tiny-throughout", "--seeds", ",".join(map(str, range(20))), "--out", str(out)]
