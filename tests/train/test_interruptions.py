@@ -381,11 +381,12 @@ def test_a_comparison_whose_processes_are_stopped_and_killed(server, out):
     again = [checkpoint.load(path)["step"] for path in out.glob("runs/**/checkpoint.pt")]
     assert sum(again) >= sum(saved) + 20
 
-    command = start(20)
-    (worker,) = (each for each in processes_of(out) if not gone(each))
-    os.kill(worker, signal.SIGKILL)
-    assert command.status() == 2
-    assert "a process of the comparison was ended from outside" in command.log.read_text()
+    if KILLS:
+        command = start(20)
+        (worker,) = (each for each in processes_of(out) if not gone(each))
+        os.kill(worker, signal.SIGKILL)
+        assert command.status() == 2
+        assert "a process of the comparison was ended from outside" in command.log.read_text()
 
     status, log = server.run("compare", [*argv, "--jobs", "1"])
     assert status == 0, log
