@@ -1,9 +1,10 @@
 # What contributors type; .ci/run does the same in a fresh environment.
-.PHONY: help install test lint types docs links quick bench gpu fuzz sanitize clean
+.PHONY: help install test interruptions lint types docs links quick bench gpu fuzz sanitize clean
 
 help:
 	@echo "make install   build the kernels into this environment, with what the tests need"
 	@echo "make test      the whole suite"
+	@echo "make interruptions   a run and a comparison of 40 runs, killed at 30 random moments: ten minutes"
 	@echo "make lint      formats and lint; make types: mypy and the stub of the compiled module"
 	@echo "make docs      the pages, into build/docs/docs/index.html; make links: their links to other sites"
 	@echo "make quick     the quick experiment on generated images"
@@ -17,6 +18,9 @@ install:
 
 test:
 	pytest
+
+interruptions:
+	GRADPROM_KILLS=30 pytest -k 'thirty or clock' tests/train/test_interruptions.py
 
 lint:
 	ruff check .

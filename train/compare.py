@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.errors import INTERRUPTED, RunError
+from train.errors import RunError
+from train.interruption import same_command
 from train.recipes import RECIPES
 from train.run import guarded
 from train.text import printable, shell_word
@@ -51,7 +52,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line.
 
-    :returns: the exit status: 0, 2 (an error of the user's, explained on stderr) or 130 (interrupted).
+    :returns: the exit status: 0, 2 (an error of the user's, explained on stderr), 130 (SIGINT) or 143 (SIGTERM).
     """
     return guarded(lambda: run(arguments(sys.argv[1:] if argv is None else argv)))
 
@@ -116,9 +117,10 @@ def run(given: argparse.Namespace) -> int:
             chosen = choose(plan, out, at_once=at_once, say=say)
             jobs = plan.jobs(chosen)
             carry_out(jobs, out, at_once=at_once, say=say, what="run")
-        except Interrupted:
-            say(f"Stopped. To go on, give the same command again: --out {shell_word(out)} has what is done.")
-            return INTERRUPTED
+        except Interrupted as stopped:
+            say(f"Stopped; {shell_word(out)} has what is done. To go on, give the same command again:")
+            say(f"  {same_command()}")
+            return stopped.status
         for line in write(plan, jobs, chosen, out, Display(Console(markup=False, emoji=False, highlight=False))):
             say(line)
     return 0

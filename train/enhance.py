@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from train.data.window import Window
-from train.errors import INTERRUPTED, RunError
+from train.errors import RunError
 from train.run import guarded
 from train.text import printable, shell_word
 
@@ -191,8 +191,8 @@ def _enhanced(
     from train.enhancement.network import Enhancer, Options
     from train.enhancement.work import Order, carry_out
     from train.inference import choose_device
+    from train.interruption import same_command, stop_on_signal
     from train.scans.base import Derivation
-    from train.training.progress import stop_on_signal
 
     begun = time.monotonic()
     device = choose_device(given.device)
@@ -226,8 +226,9 @@ def _enhanced(
             _report(given, trained, todo, record, outcomes, summary)
             _say(f"Report: {todo.report}")
     if stop.requested:
-        _say(f"Stopped. To go on, give the same command again: {shell_word(given.output)} has what is done.")
-        return INTERRUPTED
+        _say(f"Stopped; {shell_word(given.output)} has what is done. To go on, give the same command again:")
+        _say(f"  {same_command()}")
+        return stop.status
     if any(each.full for each in outcomes):
         raise RunError(f"the disk of OUTPUT {todo.output} is full; make room, and give the same command again")
     return SOME_FAILED if any(each.error for each in outcomes) else 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-USER_ERROR, INTERRUPTED = 2, 130  # 130 is what shells report after Ctrl-C
+USER_ERROR = 2
+INTERRUPTED, TERMINATED = 130, 143  # what shells report after Ctrl-C and after SIGTERM: 128 and the signal's number
 
 
 class RunError(Exception):

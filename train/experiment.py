@@ -22,10 +22,11 @@ from train.data.fingerprint import fingerprint
 from train.degradations import Degradation, parse
 from train.degradations.bm3d import require_bm3d
 from train.degradations.parsing import ALIASES
-from train.errors import RunError
+from train.errors import INTERRUPTED, RunError
 from train.evaluation.evaluate import Evaluation, evaluate, examples
 from train.files import locked, read_json
 from train.inference import choose_device
+from train.interruption import status_of, stop_on_signal
 from train.outputs.figures import save_gate, save_panel
 from train.outputs.provenance import commit
 from train.outputs.report import Metrics, collect, count_parameters, finite, introduction
@@ -40,7 +41,7 @@ from train.team import ALONE, Team, gathered
 from train.training.build import Experiment, build, build_auxiliaries, build_network
 from train.training.engine import Cadence, Engine
 from train.training.prepared import READER_SEED, alone_weights, clean_weights, pretrained_weights
-from train.training.progress import Display, stop_on_signal, summary_writer
+from train.training.progress import Display, summary_writer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,6 +57,7 @@ class RunResult:
     :param step: how many steps are done.
     :param steps: of how many; both are 0 where nothing was left to do.
     :param helped: whether another process leads the run, and does what is left when the training is over.
+    :param status: the exit status that says which signal asked the run to stop; 0 where none did.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class RunResult:
     step: int = 0
     steps: int = 0
     helped: bool = False
+    status: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,17 +163,23 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
             finished = engine.train(display, stop)
         result = RunResult(folder.path, None, step=engine.step, steps=engine.steps)
         if not finished:
-            return result
+            return dataclasses.replace(result, status=stop.status)
         try:
             metrics = finish(settings, data, experiment, engine, folder, about, prepared.readers())
-        except KeyboardInterrupt:
-            return result
+        except KeyboardInterrupt as error:
+            return dataclasses.replace(result, status=status_of(error))
         return dataclasses.replace(result, metrics=metrics)
 
 
 def _cadence(settings: Settings) -> Cadence:
     output = settings.output
-    return Cadence(output.log_every, output.checkpoint_every, settings.training.num_workers)
+    return Cadence(
+        output.log_every,
+        output.checkpoint_every,
+        settings.training.num_workers,
+        output.checkpoint_minutes,
+        output.keep_checkpoints,
+    )
 
 
 def _help(
@@ -185,8 +194,9 @@ def _help(
     if begun_in is not None:
         engine.resume(begun_in)
     with stop_on_signal() as stop:
-        engine.train(Display(_silent()), stop)
-    return RunResult(own.path, None, step=engine.step, steps=engine.steps, helped=True)
+        finished = engine.train(Display(_silent()), stop)
+    status = 0 if finished else stop.status or INTERRUPTED  # the signal may have reached another process
+    return RunResult(own.path, None, step=engine.step, steps=engine.steps, helped=True, status=status)
 
 
 def on_validation(data: ImageData) -> ImageData:

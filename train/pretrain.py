@@ -50,7 +50,7 @@ def settings_of(argv: Sequence[str]) -> Settings:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line.
 
-    :returns: the exit status: 0, 2 (an error of the user's, explained on stderr) or 130 (interrupted).
+    :returns: the exit status: 0, 2 (an error of the user's, explained on stderr), 130 (SIGINT) or 143 (SIGTERM).
     """
     return guarded(lambda: run(settings_of(sys.argv[1:] if argv is None else argv)))
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.errors import INTERRUPTED, USER_ERROR, RunError, reason
+from train.errors import USER_ERROR, RunError, reason
+from train.interruption import same_command, signals_of_a_command, status_of
 from train.settings import Settings, parse
 from train.text import printable, shell_word
 
@@ -19,7 +20,7 @@ from train.text import printable, shell_word
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line.
 
-    :returns: the exit status: 0, 2 (an error of the user's, explained on stderr) or 130 (interrupted).
+    :returns: the exit status: 0, 2 (an error of the user's, explained on stderr), 130 (SIGINT) or 143 (SIGTERM).
     """
     return guarded(lambda: run(parse(sys.argv[1:] if argv is None else argv)))
 
@@ -28,16 +29,17 @@ def guarded(command: Callable[[], int]) -> int:
     """Does what a command line asks, and explains on stderr why it could not.
 
     :param command: returns the exit status.
-    :returns: that status, 2 (an error of the user's) or 130 (interrupted).
+    :returns: that status, 2 (an error of the user's), 130 (interrupted) or 143 (terminated).
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     give_user_a_name()
     legible()
     try:
-        return command()
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return INTERRUPTED
+        with signals_of_a_command():
+            return command()
+    except KeyboardInterrupt as error:
+        print(f"Interrupted. To go on, give the same command again:\n  {printable(same_command())}", file=sys.stderr)
+        return status_of(error)
     except RunError as error:
         print(f"Error: {printable(str(error))}", file=sys.stderr)
         return USER_ERROR
@@ -69,7 +71,7 @@ def give_user_a_name() -> None:
 def run(settings: Settings) -> int:
     """Does one run, or what is left of it, and prints what a person wants to see of it.
 
-    :returns: 0, or 130 if it was asked to stop.
+    :returns: 0, or 130 or 143 if it was asked to stop by SIGINT or SIGTERM.
     :raises RunError: something the user can put right.
     """
     from rich.console import Console
@@ -81,13 +83,15 @@ def run(settings: Settings) -> int:
     display = Display(Console(markup=False, emoji=False, highlight=False))
     result = do_run(settings, display=display)
     if result.helped:  # the process that leads the run says the rest
-        return 0 if result.was_finished or result.step == result.steps else INTERRUPTED
+        return result.status
     if result.metrics is None:
         trained = result.step == result.steps
         where = "before the evaluation was done" if trained else f"after step {result.step} of {result.steps}"
-        go_on = f"python -m train.run --resume {shell_word(result.folder)}"
+        several = os.environ.get("LOCAL_WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
+        command = f"torchrun --nproc-per-node {several} -m" if several else "python -m"
+        go_on = f"{command} train.run --resume {shell_word(result.folder)}"
         display.say(f"Stopped {where}. To go on:\n  {go_on}")
-        return INTERRUPTED
+        return result.status
     shown = table(result.metrics, result.folder)
     if result.was_finished:
         display.say(f"{printable(str(result.folder))} is finished, there is nothing to continue:")

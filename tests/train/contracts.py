@@ -27,13 +27,14 @@ from train.data.base import UNKNOWN
 from train.data.fingerprint import differences, fingerprint
 from train.data.phantoms.chest_ct import chest_slice
 from train.degradations import Degradation, fixed_seeds, parse
+from train.interruption import Stop
 from train.outputs.run_folder import RunFolder
 from train.strategies import STRATEGIES, Strategy, strategy_class
 from train.strategies.auxiliary import AUXILIARIES
 from train.strategies.base import Batch, Learner, Terms
 from train.training.build import build
 from train.training.engine import Cadence, Engine
-from train.training.progress import Display, Stop
+from train.training.progress import Display
 
 from . import tiny
 

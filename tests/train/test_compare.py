@@ -253,8 +253,8 @@ def test_a_stopped_comparison_goes_on_to_the_same_results(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Stopped in the midst of its second trial, before that has a checkpoint, and of a run that has one."""
+    from train.interruption import Stop
     from train.training.engine import Engine
-    from train.training.progress import Stop
 
     out = tmp_path / "out"
     real, calls = Engine.train, []

@@ -28,8 +28,8 @@ from pydicom.uid import (
 )
 
 from train.data.base import DataError
+from train.data.limits import VARIABLE
 from train.scans import Derivation, Scan, open_scan
-from train.scans.pixels import VARIABLE
 
 SAID = Derivation("Enhanced for a test; not for diagnosis.", "run 1")
 RNG = np.random.default_rng(0)

@@ -7,6 +7,7 @@ import http.server
 import shutil
 import socket
 import stat
+import struct
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -195,6 +196,28 @@ def test_zip_slip(server: object, small_covidct: Path, tmp_path: Path, refused: 
     refused("escapes the folder", "CT_COVID.zip")
     assert not list(tmp_path.rglob("*escaped*"))
     assert not Path("/escaped").exists()
+
+
+def test_a_member_that_is_longer_than_it_says(
+    server: object, small_covidct: Path, refused: Callable[..., None]
+) -> None:
+    """A bomb whose directory lies: what is unpacked is no longer than what was announced."""
+    archive = zip_file(small_covidct)
+    with zipfile.ZipFile(archive) as bundle:
+        told = bundle.getinfo("CT_COVID/val COVID%1.png").file_size
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as bundle:
+        bundle.writestr("CT_COVID/val COVID%1.png", bytes(10_000_000))
+    content = archive.read_bytes()
+    assert content.count(struct.pack("<I", 10_000_000)) == 2
+    archive.write_bytes(content.replace(struct.pack("<I", 10_000_000), struct.pack("<I", told)))
+    refused("CT_COVID.zip is not an intact zip archive")
+
+
+def test_a_download_that_does_not_end(
+    server: object, refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SLACK", -10_000)
+    refused("is refused: it is longer than")
 
 
 def test_links_are_refused(server: object, small_covidct: Path, refused: Callable[..., None]) -> None:

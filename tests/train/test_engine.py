@@ -17,6 +17,7 @@ from train.data.base import Ragged
 from train.degradations import DEGRADATIONS, Gaussian, parse
 from train.errors import RunError
 from train.evaluation.evaluate import evaluate
+from train.interruption import Stop
 from train.outputs.run_folder import RunFolder
 from train.strategies import strategy_class
 from train.strategies.auxiliary import Diagnosis
@@ -24,7 +25,7 @@ from train.strategies.base import LOSS, advised_measures, batch_psnr
 from train.training import build as build_file
 from train.training.build import OPTIMIZERS, build
 from train.training.engine import Cadence, Engine
-from train.training.progress import Display, Stop
+from train.training.progress import Display
 from train.training.schedule import course
 from train.training.step_log import StepLog
 
@@ -139,6 +140,20 @@ def test_no_stop_without_a_checkpoint(tmp_path):
     again = make(tmp_path / "run")
     again.resume()
     assert again.step == engine.step
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(1.0, [0, 2, 4, 6]), (1e6, [0, 6])])
+def test_a_checkpoint_is_due_after_some_minutes_whatever_the_steps_take(tmp_path, monkeypatch, minutes, steps):
+    from train.training import checkpoint
+
+    engine = make(tmp_path / "run", checkpoint_every=1000)
+    engine.cadence = engine.cadence._replace(checkpoint_minutes=minutes, keep_checkpoints=1)
+    saved: list[int] = []
+    monkeypatch.setattr(checkpoint, "save", lambda path, state, keep: saved.append(state["step"]))
+    begun = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: begun + 40 * engine.step)  # a step takes 40 seconds
+    assert train(engine)
+    assert saved == steps
 
 
 def test_steps_after_the_checkpoint_are_done_again(tmp_path):

@@ -77,7 +77,7 @@ def test_damage(tmp_path: Path, release: str) -> None:
     path = medical(tmp_path / "x", RNG.integers(0, 250, (30, 20), dtype=np.uint8), release=release)
     content = (path if release == "nifti" else tmp_path / "x.raw").read_bytes()
     (path if release == "nifti" else tmp_path / "x.raw").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=rf"{path.name} cannot be read"):
+    with pytest.raises(DataError, match=rf"{path.name} (cannot be read|has .* bytes for pixels, too few)"):
         MedicalImage(path).read(1)
     path.unlink()
     for reader in (MedicalImage(path), MedicalMask(path)):

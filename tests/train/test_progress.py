@@ -7,9 +7,10 @@ import signal
 import pytest
 from rich.console import Console
 
+from train.interruption import stop_on_signal
 from train.strategies.auxiliary import Diagnosis
 from train.strategies.base import AUX_LOSS, advised_measures
-from train.training.progress import LINES_PER_PHASE, Display, measured, stop_on_signal
+from train.training.progress import LINES_PER_PHASE, Display, measured
 
 MEASURES = advised_measures([("dia", Diagnosis.measures)])
 

@@ -77,7 +77,7 @@ def test_asked_to_stop(tmp_path, whole, number):
     wait_for_steps(folder, process, 3)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, (out, err)
+    assert process.returncode == 128 + number, (out, err)
     assert "Traceback" not in err
     assert not (folder / LOCK).exists()
     assert f"python -m train.run --resume '{folder}'" in out

@@ -14,9 +14,9 @@ import pytest
 import SimpleITK
 
 from train.data.base import DataError
+from train.data.limits import VARIABLE
 from train.data.volumes import VolumeSlice
 from train.scans import Derivation, Scan, open_scan
-from train.scans.pixels import VARIABLE
 
 RNG = np.random.default_rng(0)
 SAID = Derivation("Enhanced for a test; not for diagnosis.", "test")

@@ -16,9 +16,9 @@ import tifffile
 from PIL import Image, PngImagePlugin
 
 from train.data.base import DataError
+from train.data.limits import VARIABLE
 from train.errors import RunError
 from train.scans import Derivation, is_scan, open_scan
-from train.scans.pixels import VARIABLE
 
 RNG = np.random.default_rng(0)
 SAID = Derivation("Enhanced for a test; not for diagnosis.", "test")

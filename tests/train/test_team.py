@@ -21,11 +21,12 @@ from torch import nn
 from models import VR
 from train.degradations import Gaussian
 from train.errors import RunError
+from train.interruption import Stop
 from train.outputs.run_folder import RunFolder
 from train.team import ALONE, Team
 from train.training.build import build
 from train.training.engine import Cadence, Engine
-from train.training.progress import Display, Stop
+from train.training.progress import Display
 
 from ..gradprom_ext.processes import start, together
 from .tiny import arguments, config, image_data

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import get_context
@@ -16,7 +17,8 @@ from typing import Any
 
 from train.comparison.plan import Job, Plan, arm_key, differing
 from train.errors import RunError
-from train.files import locked, read_json, write_json
+from train.files import LOCK, is_leftover, is_locked, locked, read_json, write_json
+from train.interruption import follow, status_of, stop_on_signal, work
 from train.outputs.run_folder import RunFolder
 from train.settings import Settings
 from train.settings.command_line import stored
@@ -28,7 +30,13 @@ Say = Callable[[str], None]
 
 
 class Interrupted(Exception):
-    """A signal asked to stop; what is done stays done."""
+    """A signal asked to stop; what is done stays done.
+
+    :ivar status: the exit status that says so.
+    """
+
+    def __init__(self, status: int) -> None:
+        self.status = status
 
 
 @contextlib.contextmanager
@@ -40,7 +48,7 @@ def opened(folder: Path, plan: Plan) -> Iterator[None]:
     about = folder / ABOUT
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        others = [each.name for each in folder.iterdir() if each.name != "run.lock"]
+        others = [each.name for each in folder.iterdir() if each.name != LOCK and not is_leftover(each.name)]
     except OSError as error:
         raise RunError(f"--out {folder} cannot be made or read: {error.strerror}") from error
     if others and not about.exists():
@@ -65,10 +73,14 @@ def opened(folder: Path, plan: Plan) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: the metrics of its run, or ``None`` where it was asked to stop."""
+    """What became of a job: the metrics of its run, or ``None`` where it was asked to stop.
+
+    :param status: the exit status that says which signal asked for that.
+    """
 
     metrics: dict[str, Any] | None
     seconds: float
+    status: int = 0
 
 
 def do_job(settings: Settings, folder: Path, threads: int | None = None) -> Outcome:
@@ -91,15 +103,23 @@ def do_job(settings: Settings, folder: Path, threads: int | None = None) -> Outc
         torch.set_num_threads(threads)
     if (metrics := finished(settings, folder)) is not None:
         return Outcome(metrics, 0.0)
+    # A process whose parent was killed stops by itself, and writes a checkpoint before.
+    while is_locked(folder) and time.monotonic() < begun + PATIENCE:
+        time.sleep(0.2)
     run = RunFolder(folder)
-    if run.checkpoint.exists():
+    if run.checkpoints:
         settings = stored(folder).change({"resume": str(folder), "device": settings.training.device})
     else:
-        if run.config.exists():  # it was stopped before its first checkpoint, so that there is nothing to lose
-            shutil.rmtree(folder)
+        if folder.is_dir():  # it was killed before its first checkpoint, so that there is nothing to lose
+            with locked(folder):
+                shutil.rmtree(folder)
         settings = settings.change({"out": folder})
     display = Brief(Console(markup=False, emoji=False, highlight=False))
-    return Outcome(do_run(settings, display=display).metrics, time.monotonic() - begun)
+    try:
+        result = do_run(settings, display=display)
+    except KeyboardInterrupt as error:
+        return Outcome(None, time.monotonic() - begun, status_of(error))
+    return Outcome(result.metrics, time.monotonic() - begun, result.status)
 
 
 def finished(settings: Settings, folder: Path) -> dict[str, Any] | None:
@@ -135,7 +155,7 @@ def carry_out(jobs: Sequence[Job], out: Path, *, at_once: int, say: Say, what: s
     with _workers(at_once) as do:
         for number, (job, outcome) in enumerate(do(left, out), 1):
             if outcome.metrics is None:
-                raise Interrupted
+                raise Interrupted(outcome.status)
             spent = time.monotonic() - begun
             remaining = timedelta(seconds=round(spent / number * (len(left) - number)))
             say(f"{what} {number}/{len(left)}: {describe(job, outcome)}; about {remaining} left")
@@ -150,6 +170,8 @@ def describe(job: Job, outcome: Outcome) -> str:
     return f"{arm_key(job.condition, job.arm)}{tried}, seed {job.seed}: {', '.join(told)} ({outcome.seconds:.0f} s)"
 
 
+PATIENCE = 30
+"""Seconds to wait for a run that another process is at work on."""
 MOST_AT_ONCE = 4
 """Runs side by side where nobody says how many: each takes more than a gigabyte of memory."""
 
@@ -171,27 +193,57 @@ def _workers(at_once: int) -> Iterator[Do]:
         yield lambda jobs, out: ((job, do_job(job.settings, out / job.folder)) for job in jobs)
         return
     threads = threads_each(at_once)
-    # A process that is forked would share PyTorch's threads.
-    with ProcessPoolExecutor(at_once, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")  # a process that is forked would share PyTorch's threads
+    told, telling = context.Pipe(duplex=False)
+    with (
+        contextlib.closing(told),
+        contextlib.closing(telling),
+        stop_on_signal(telling.close) as stop,
+        ProcessPoolExecutor(at_once, context, follow, (told,)) as pool,
+    ):
+
+        def result(job: Job, future: Future[Outcome]) -> tuple[Job, Outcome]:
+            try:
+                outcome = future.result()
+            except BrokenProcessPool as error:
+                if not stop.requested:
+                    raise RunError(
+                        "a process of the comparison was ended from outside, perhaps for lack of memory; what is done "
+                        "stays done: give the same command again, with fewer --jobs"
+                    ) from error
+                outcome = Outcome(None, 0.0)
+            if stop.requested:
+                raise Interrupted(stop.status)
+            return job, outcome
 
         def do(jobs: Sequence[Job], out: Path) -> Iterator[tuple[Job, Outcome]]:
             waiting: dict[Future[Outcome], Job] = {}
             # The first run by itself: what several need (decoded images, VRs of clean images) is made once.
             queue = iter(jobs)
             first = next(queue)
-            yield first, pool.submit(do_job, first.settings, out / first.folder, threads).result()
+            yield result(first, pool.submit(_follow_job, first.settings, out / first.folder, threads))
             for job in queue:
-                waiting[pool.submit(do_job, job.settings, out / job.folder, threads)] = job
+                waiting[pool.submit(_follow_job, job.settings, out / job.folder, threads)] = job
             while waiting:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
-                    yield waiting.pop(future), future.result()
+                    yield result(waiting.pop(future), future)
 
         try:
             yield do
         except BaseException:
+            telling.close()  # nothing more is wanted
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _follow_job(settings: Settings, folder: Path, threads: int) -> Outcome:
+    """:func:`do_job` in a process of its own."""
+    try:
+        with work():
+            return do_job(settings, folder, threads)
+    except KeyboardInterrupt as error:
+        return Outcome(None, 0.0, status_of(error))
 
 
 def choose(plan: Plan, out: Path, *, at_once: int, say: Say) -> dict[str, Any]:

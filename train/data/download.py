@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _BLOCK = 1 << 18
+_SLACK = 1 << 26  # bytes by which a download may be longer than twice what is wanted of it
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,12 @@ def download(remote: Remote, target: Path, *, progress: bool, timeout: float = 8
             folder = Path(scratch) / target.name
             folder.mkdir()
             for name in remote.files:
-                _fetch(_url(remote, name), _inside(folder, name), bar, timeout)
+                wanted = remote.manifest[name].size if name in remote.manifest else 0
+                _fetch(_url(remote, name), _inside(folder, name), bar, timeout, most=2 * wanted + _SLACK)
             for name, destination in remote.archives.items():
                 archive = Path(scratch) / PurePosixPath(name).name
-                _fetch(_url(remote, name), archive, bar, timeout)
+                wanted = sum(facts.size for path, facts in remote.manifest.items() if path.startswith(destination))
+                _fetch(_url(remote, name), archive, bar, timeout, most=2 * wanted + _SLACK)
                 unpack(archive, folder, destination, remote.manifest)
                 archive.unlink()
             verify(folder, remote.manifest)
@@ -180,8 +183,11 @@ def _check(name: str, found: FileFacts, wanted: FileFacts) -> None:
         raise DataUnavailableError(f"the downloaded {name} has another checksum (SHA-256) than the published file")
 
 
-def _fetch(url: str, path: Path, bar: Progress, timeout: float) -> None:
-    """Streams ``url`` into ``path``; a connection that ends early is an error."""
+def _fetch(url: str, path: Path, bar: Progress, timeout: float, *, most: int) -> None:
+    """Streams ``url`` into ``path``; a connection that ends early is an error, and so is one that does not end.
+
+    :param most: bytes, beyond which it cannot be what is wanted.
+    """
     task = bar.add_task(PurePosixPath(urllib.parse.urlsplit(url).path).name, total=None)
     try:
         with _open(url, timeout) as response, path.open("wb") as out:
@@ -192,6 +198,8 @@ def _fetch(url: str, path: Path, bar: Progress, timeout: float) -> None:
             while block := response.read(_BLOCK):
                 out.write(block)
                 received += len(block)
+                if received > most:
+                    raise DataUnavailableError(f"{url} is refused: it is longer than {most:,} bytes")
                 bar.update(task, completed=received)
     except urllib.error.HTTPError as error:
         raise DataUnavailableError(f"{url} answers {error.code} {error.reason}") from error

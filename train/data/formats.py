@@ -11,6 +11,7 @@ The libraries are optional (``pip install -e ".[data]"``), and imported when a f
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from train.data.base import DataError
+from train.data.limits import DEFLATED, refuse_large, refuse_short
 from train.data.readers import arranged, guarded, index_image, whole_numbers
 
 _ENDINGS = {".nii": "nibabel", ".nii.gz": "nibabel", ".mhd": "SimpleITK", ".mha": "SimpleITK"}
@@ -87,16 +89,58 @@ def _library(path: Path) -> str:
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """A header (.mhd) has its pixels in another file, which it names."""
-    if not path.name.lower().endswith(".mhd"):
+    """A header (.mhd) has its pixels in another file, which it names.
+
+    :raises DataError: it names none beside it.
+    """
+    if not path.name.lower().endswith(".mhd") or not path.is_file():
         return (path,)
-    named = [
-        line.partition(b"=")[2].strip().decode(errors="surrogateescape")
-        for line in (path.read_bytes().splitlines() if path.is_file() else [])
-        if line.partition(b"=")[0].strip() == b"ElementDataFile"
-    ]
-    # LOCAL: behind the header. LIST and patterns are stacks of images, which are refused when they are read.
-    return (path, *(path.parent / name for name in named if name.upper() != "LOCAL" and (path.parent / name).is_file()))
+    return tuple(dict.fromkeys((path, meta_image_pixels(path))))
+
+
+def meta_image_fields(path: Path) -> dict[str, str]:
+    """The header of a MetaImage, up to where its pixels begin. Names are in small letters."""
+    fields: dict[str, str] = {}
+    with path.open("rb") as file:
+        for line in iter(lambda: file.readline(4096), b""):
+            key, equals, value = line.decode("utf-8", "surrogateescape").partition("=")
+            if not equals or len(fields) > 200:
+                break
+            fields[key.strip().lower()] = value.strip()
+            if key.strip().lower() == "elementdatafile":
+                break
+    return fields
+
+
+def meta_image_pixels(path: Path) -> Path:
+    """The file that holds the pixels of a MetaImage: itself, or one beside it. No other one is read, whoever wrote the
+    header.
+
+    :raises DataError: the header names another one, several, or none.
+    """
+    named = meta_image_fields(path).get("elementdatafile", "")
+    if named.upper() == "LOCAL":
+        return path
+    if not named or Path(named).name != named or named == ".." or "%" in named or len(named.split()) > 1:
+        raise DataError(f"{path} has its pixels in {named or 'no file'}; save it as one file (.mha)")
+    beside = path.parent / named
+    if not beside.is_file():
+        raise DataError(f"{path} has its pixels in {named}, which is missing; copy it to {path.parent}")
+    return beside
+
+
+def refuse_false_nifti(path: Path, image: Any) -> None:
+    """Before memory is taken for the pixels of a NIfTI file.
+
+    :param image: as nibabel has opened it.
+    :raises DataError: they are too many, or more than the file can hold.
+    """
+    shape, dtype = image.header.get_data_shape(), image.header.get_data_dtype()
+    refuse_large(path, *shape)
+    packed = path.name.lower().endswith(".gz")
+    refuse_short(
+        path, math.prod(map(int, shape)) * dtype.itemsize, path.stat().st_size, packed=DEFLATED if packed else 1
+    )
 
 
 def _pixels(path: Path) -> np.ndarray:
@@ -109,14 +153,22 @@ def _pixels(path: Path) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"{path} is missing; restore it from the data set")
     if library.__name__ == "nibabel":
+        image = library.load(path)
+        refuse_false_nifti(path, image)
         # The stored type stays, unless the header scales the values.
-        stored = np.asanyarray(library.load(path).dataobj)
-        pixels = stored.T
+        pixels = np.asanyarray(image.dataobj).T
     else:
-        image = library.ReadImage(str(path))
-        if image.GetNumberOfComponentsPerPixel() > 1:
+        source = meta_image_pixels(path)
+        reader = library.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        if reader.GetNumberOfComponents() > 1:
             raise DataError(f"{path} has colors; only gray images are read from this format")
-        pixels = library.GetArrayFromImage(image)
+        refuse_large(path, *reader.GetSize())
+        packed = meta_image_fields(path).get("compresseddata", "").lower() == "true"
+        # A byte at least for each: which type it is, the library itself compares with the file.
+        refuse_short(path, math.prod(reader.GetSize()), source.stat().st_size, packed=DEFLATED if packed else 1)
+        pixels = library.GetArrayFromImage(reader.Execute())
     shape = pixels.shape
     while pixels.ndim > 2 and pixels.shape[0] == 1:  # the third axis of a single slice, and the time of a single frame
         pixels = pixels[0]

@@ -8,6 +8,7 @@ would lose some on the way is refused. How values become [0, 1] is decided for a
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from train.data.base import DataError
+from train.data.limits import DEFLATED, refuse_large, refuse_short
 
 _EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -81,7 +83,7 @@ class ImageFile:
         kind, header = _kind(self.path)
         pixels = None
         if kind == "NPY":
-            pixels = np.load(self.path, allow_pickle=False)
+            pixels = _npy(self.path)
         elif kind == "TIFF":
             pixels = _deep_tiff(self.path)
         if pixels is not None:
@@ -93,6 +95,7 @@ class ImageFile:
             )
         with Image.open(self.path) as file:
             _refuse_several(self.path, file)
+            refuse_large(self.path, file.height, file.width)
             image: Image.Image = ImageOps.exif_transpose(file)
             if image.mode not in _EIGHT_BITS:
                 if not (image.mode == "F" or image.mode.startswith("I")):
@@ -132,7 +135,7 @@ class MaskFile:
         kind, header = _kind(self.path)
         indices: np.ndarray | None = None
         if kind == "NPY":
-            indices = np.load(self.path, allow_pickle=False)
+            indices = _npy(self.path)
         elif kind == "TIFF":
             indices = _deep_tiff(self.path)
         if indices is None:
@@ -143,6 +146,7 @@ class MaskFile:
                         f"the mask {self.path} is stored as {file.format}, which changes single pixels, and thereby "
                         f"classes; {_SAVE_MASKS}"
                     )
+                refuse_large(self.path, file.height, file.width)
                 image: Image.Image = ImageOps.exif_transpose(file)
                 if image.mode not in {"1", "L", "P"} and not image.mode.startswith("I"):
                     raise DataError(
@@ -346,7 +350,8 @@ def _deep_tiff(path: Path) -> np.ndarray | None:
         pages = tiff_pages(file)
         if len(pages) != 1:
             raise DataError(f"{path} holds {len(pages)} images; save each of them in a file of its own")
-        page: Any = pages[0]
+        page: Any = pages[0].aspage()
+        refuse_tiff_page(path, page)
         if page.dtype is not None and page.dtype.itemsize == 1 and page.dtype.kind in "bu":
             return None
         pixels: np.ndarray = page.asarray()
@@ -355,6 +360,34 @@ def _deep_tiff(path: Path) -> np.ndarray | None:
         if page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
             pixels = np.moveaxis(pixels, 0, -1)
         return pixels
+
+
+def _npy(path: Path) -> np.ndarray:
+    """An array in NumPy's format, whose header is not believed beyond the length of the file."""
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        refuse_large(path, *shape)
+        refuse_short(path, math.prod(shape) * dtype.itemsize, path.stat().st_size - file.tell())
+    return np.load(path, allow_pickle=False)
+
+
+def refuse_tiff_page(path: Path, page: Any) -> None:
+    """Before memory is taken for the pixels of a page of a TIFF file.
+
+    :raises DataError: they are too many, or more than the file can hold.
+    """
+    sides = (page.imagelength, page.imagewidth)
+    refuse_large(path, *sides if page.imagedepth == 1 else (page.imagedepth, *sides))
+    length = path.stat().st_size
+    if any(start + count > length for start, count in zip(page.dataoffsets, page.databytecounts, strict=False)):
+        raise DataError(
+            f"page {page.index + 1} of {path} lies beyond the end of the file, which is truncated; copy it again"
+        )
+    needed = page.imagedepth * page.imagelength * page.imagewidth * page.samplesperpixel * page.bitspersample // 8
+    # LZW, whose codes of 12 bits stand for at most 4096 bytes, packs more tightly than Deflate.
+    refuse_short(path, needed, sum(page.databytecounts), packed=1 if page.compression == 1 else 3 * DEFLATED)
 
 
 def tiff_pages(file: Any) -> list[Any]:

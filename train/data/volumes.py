@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from train.data.base import DataError
-from train.data.formats import imported
+from train.data.formats import imported, refuse_false_nifti
+from train.data.limits import refuse_large
 from train.data.parts import stamps
 from train.data.readers import arranged, guarded
 
@@ -158,6 +159,7 @@ def _volume(path: Path, axis: int | None, stamps: object) -> np.ndarray:
 
 def _nifti(nibabel: Any, path: Path, axis: int | None) -> np.ndarray:
     image = nibabel.load(path)
+    refuse_false_nifti(path, image)
     stored = np.asanyarray(image.dataobj)
     while stored.ndim > 3 and stored.shape[-1] == 1:  # the time of a single volume
         stored = stored[..., 0]
@@ -221,19 +223,19 @@ def through_plane(
 def _fastmri(h5py: Any, path: Path) -> np.ndarray:
     with h5py.File(path, "r") as file:
         for name in ("reconstruction_rss", "reconstruction_esc"):
-            if name in file:
-                return _stack(path, name, np.asarray(file[name]), (3,))
-        if "kspace" not in file:
+            if _holds(h5py, path, file, name):
+                return _stack(path, name, file[name], (3,))
+        if not _holds(h5py, path, file, "kspace"):
             raise DataError(
                 f"{path} has neither reconstruction_rss nor kspace, as files of fastMRI have (only "
                 f"{', '.join(file) or 'nothing'})"
             )
-        if "mask" in file:
+        if _holds(h5py, path, file, "mask"):
             raise DataError(
                 f"{path} is undersampled (it has a mask), and no clean image; take files of training or validation"
             )
-        kspace = _stack(path, "kspace", np.asarray(file["kspace"]), (3, 4))
-        header = file["ismrmrd_header"][()] if "ismrmrd_header" in file else None
+        kspace = _stack(path, "kspace", file["kspace"], (3, 4))
+        header = file["ismrmrd_header"][()] if _holds(h5py, path, file, "ismrmrd_header") else None
     images = root_sum_of_squares(kspace)
     if header is None:
         return images
@@ -243,10 +245,28 @@ def _fastmri(h5py: Any, path: Path) -> np.ndarray:
     return images[:, top : top + rows, left : left + columns]
 
 
-def _stack(path: Path, name: str, array: np.ndarray, ndims: Sequence[int]) -> np.ndarray:
-    if array.ndim not in ndims or not array.size:
-        raise DataError(f"{path}: {name} is {array.dtype} {list(array.shape)}, no stack of slices")
-    return array
+def _holds(h5py: Any, path: Path, file: Any, name: str) -> bool:
+    """Whether a file itself holds an array. HDF5 can name others anywhere on this machine, which are not looked into.
+
+    :raises DataError: what has that name lies in another file.
+    """
+    link = file.get(name, getlink=True) if name in file.keys() else None  # noqa: SIM118  (the other looks into it)
+    if link is None:
+        return False
+    elsewhere = isinstance(link, h5py.ExternalLink)
+    if not elsewhere and isinstance(found := file.get(name), h5py.Dataset):
+        elsewhere = found.is_virtual or bool(found.external)
+    if elsewhere:
+        raise DataError(f"{path}: {name} lies in another file, which is not read; save both as one file")
+    return True
+
+
+def _stack(path: Path, name: str, array: Any, ndims: Sequence[int]) -> np.ndarray:
+    if not hasattr(array, "ndim") or array.ndim not in ndims or not array.size:
+        told = f"{array.dtype} {list(array.shape)}" if hasattr(array, "dtype") else "no array"
+        raise DataError(f"{path}: {name} is {told}, no stack of slices")
+    refuse_large(path, *array.shape)  # parts that were never written take no space in the file, and all of it here
+    return np.asarray(array)
 
 
 def root_sum_of_squares(kspace: np.ndarray) -> np.ndarray:

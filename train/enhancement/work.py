@@ -26,10 +26,10 @@ from train.enhancement.noise import estimate, middle, mismatch, typical
 from train.enhancement.plan import Job
 from train.enhancement.record import Record
 from train.errors import RunError, reason
+from train.interruption import Stop
 from train.scans import open_scan
 from train.scans.base import Derivation
 from train.threads import threads_each
-from train.training.progress import Stop
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PAUSE = 0.1  # seconds between two looks at whether a stop is asked for
@@ -198,6 +198,9 @@ def _side_by_side(
             try:
                 yield from _pooled(pool, queue, waiting, record, at_once, stop, stopped.set)
             except BrokenProcessPool:
+                time.sleep(PAUSE)  # a system that sends SIGTERM to all processes may not have come to this one yet
+                if stop.requested:
+                    return
                 told = "its process was ended from outside, perhaps for lack of memory; give fewer --jobs"
                 for job in waiting.values():
                     yield Outcome(job, told)

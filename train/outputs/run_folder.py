@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.errors import RunError, reason
-from train.files import LOCK, locked, read_json, write_file, write_json
+from train.files import LOCK, generations, is_leftover, locked, read_json, write_file, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +41,11 @@ class RunFolder:
         self.panel = path / "panel.png"
         self.gate = path / "gate.png"
         self.tensorboard = path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Those that are there, the newest first."""
+        return generations(self.checkpoint)
 
     def gate_of(self, auxiliary: str) -> Path:
         """The picture of the gate of one among several auxiliaries."""
@@ -215,7 +220,7 @@ def _refuse_contents(folder: Path, *, but_locked: bool = False) -> None:
     :raises RunError: the folder holds anything besides a lock, or cannot be read.
     """
     try:
-        names = {path.name for path in folder.iterdir()}
+        names = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
     except OSError as error:
         raise RunError(f"the run folder {folder} cannot be read: {reason(error)}") from error
     if names - {LOCK} and not (but_locked and LOCK in names):

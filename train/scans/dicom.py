@@ -28,9 +28,10 @@ import numpy as np
 
 from train.data.base import DataError
 from train.data.formats import imported
+from train.data.limits import DEFLATED, most_pixels, refuse_large, refuse_short
 from train.files import atomic_file
 from train.scans.base import Derivation, Scan
-from train.scans.pixels import DEFLATED, checked, most_pixels, narrow, read_guarded, refuse_large, refuse_short, stored
+from train.scans.pixels import checked, narrow, read_guarded, stored
 
 # Headers of real devices break the rules in small things, about which pydicom warns each time, twice.
 warnings.filterwarnings("ignore", module="pydicom")

@@ -32,10 +32,11 @@ from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugi
 
 from train.data.base import DataError
 from train.data.formats import imported
-from train.data.readers import tiff_pages, value_range
+from train.data.limits import DEFLATED, refuse_large, refuse_short
+from train.data.readers import refuse_tiff_page, tiff_pages, value_range
 from train.files import atomic_file
 from train.scans.base import Derivation, Scan
-from train.scans.pixels import DEFLATED, checked, extremes, narrow, read_guarded, refuse_large, refuse_short, stored
+from train.scans.pixels import checked, extremes, narrow, read_guarded, stored
 
 QUALITY = 98
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -267,13 +268,7 @@ class Tiff(Scan):
         dtype = page.dtype
         if dtype is None or dtype.kind not in "buif":
             raise DataError(f"{where} holds pixels of {page.bitspersample} bits that are no gray levels; save 8 or 16")
-        refuse_large(self.path, page.imagelength, page.imagewidth)
-        length = self.path.stat().st_size
-        if any(start + count > length for start, count in zip(page.dataoffsets, page.databytecounts, strict=False)):
-            raise DataError(f"{where} lies beyond the end of the file, which is truncated; copy it again")
-        needed = page.imagelength * page.imagewidth * samples * page.bitspersample // 8
-        # LZW, whose codes of 12 bits stand for at most 4096 bytes, packs more tightly than Deflate.
-        refuse_short(self.path, needed, sum(page.databytecounts), packed=1 if page.compression == 1 else 3 * DEFLATED)
+        refuse_tiff_page(self.path, page)
         if page.compression != 1 and not isinstance(self._decodes(page), bool):
             imported("imagecodecs", self.path)
         few = dtype.itemsize == 1 and photometric != kinds.PALETTE

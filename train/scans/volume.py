@@ -25,12 +25,13 @@ from typing import IO, Any
 import numpy as np
 
 from train.data.base import DataError
-from train.data.formats import files_of, imported
+from train.data.formats import imported, meta_image_fields, meta_image_pixels
+from train.data.limits import DEFLATED, refuse_large, refuse_short
 from train.data.readers import value_range
 from train.data.volumes import nifti_through_plane, slices_of, through_plane
 from train.files import atomic_file
 from train.scans.base import Derivation, Scan
-from train.scans.pixels import DEFLATED, checked, extremes, narrow, read_guarded, refuse_large, refuse_short, stored
+from train.scans.pixels import checked, extremes, narrow, read_guarded, stored
 
 _COMMENT = 6  # the code of an extension of text (nifti1_io.h)
 _LONGEST_HEADER = 2**28  # bytes, with its extensions
@@ -258,13 +259,8 @@ class MetaImage(Volume):
 
     def _look(self) -> None:
         path = self.path
-        fields = _fields(path)
-        self._packed = fields.get("compresseddata", "").lower() == "true"
-        data = fields.get("elementdatafile", "")
-        if data.upper() != "LOCAL" and (not data or Path(data).name != data or "%" in data or len(data.split()) > 1):
-            raise DataError(f"{path} has its pixels in {data or 'no file'}; save it as one file (.mha)")
-        if data.upper() != "LOCAL" and not (path.parent / data).is_file():
-            raise DataError(f"{path} has its pixels in {data}, which is missing; copy it to {path.parent}")
+        self._packed = meta_image_fields(path).get("compresseddata", "").lower() == "true"
+        pixels = meta_image_pixels(path)
         reader = self._reader()
         reader.ReadImageInformation()
         size, components = list(reader.GetSize()), reader.GetNumberOfComponents()
@@ -278,8 +274,7 @@ class MetaImage(Volume):
             raise DataError(f"{path} holds values of type {kind}, no gray levels; convert it first")
         self._dtype = np.dtype(found)
         self.dtype = narrow(self._dtype)
-        files = files_of(path)
-        self._refuse_wrong(files[-1].stat().st_size, packed=DEFLATED if self._packed else 1)
+        self._refuse_wrong(pixels.stat().st_size, packed=DEFLATED if self._packed else 1)
         spacing = np.array([*reader.GetSpacing(), 1.0][:3])
         self.through = through_plane(size[:3], spacing, None)
 
@@ -313,7 +308,7 @@ class MetaImage(Volume):
             for key in reader.GetMetaDataKeys():
                 if not key.startswith("ITK_"):  # what the library itself notes
                     image.SetMetaData(key, reader.GetMetaData(key))
-            if comment := _fields(self.path).get("comment"):  # which ITK writes, and does not read
+            if comment := meta_image_fields(self.path).get("comment"):  # which ITK writes, and does not read
                 image.SetMetaData("Comment", comment)
         image.SetMetaData("Derivation", " ".join(derivation.description.split()))
         with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
@@ -338,17 +333,3 @@ def _meta_array(scan: MetaImage) -> np.ndarray:
     axes = [*reversed(range(pixels.ndim - (scan.channels == 3)))]
     pixels = pixels.transpose([*axes, *([pixels.ndim - 1] if scan.channels == 3 else [])])
     return pixels.reshape(*scan._shape, scan.channels)
-
-
-def _fields(path: Path) -> dict[str, str]:
-    """The header of a MetaImage, up to where its pixels begin."""
-    fields: dict[str, str] = {}
-    with path.open("rb") as file:
-        for line in iter(lambda: file.readline(4096), b""):
-            key, equals, value = line.decode("utf-8", "surrogateescape").partition("=")
-            if not equals or len(fields) > 200:
-                break
-            fields[key.strip().lower()] = value.strip()
-            if key.strip().lower() == "elementdatafile":
-                break
-    return fields

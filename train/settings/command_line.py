@@ -177,11 +177,11 @@ def resume_folder(resume: str) -> Path:
     try:
         if not folder.path.is_dir():
             raise RunError(f"--resume {resume}: there is no such folder")
-        for file in (folder.config, folder.checkpoint):
-            if not file.is_file():
+        for file, there in ((folder.config, folder.config.is_file()), (folder.checkpoint, bool(folder.checkpoints))):
+            if not there:
                 raise RunError(
-                    f"--resume {resume}: the folder has no {file.name}, so there is nothing to continue; start the run "
-                    "again"
+                    f"--resume {resume}: the folder has no {file.name}, so there is nothing to continue; remove the "
+                    "folder, and start the run again"
                 )
     except OSError as error:
         raise RunError(f"--resume {resume}: the folder cannot be read: {reason(error)}") from error
@@ -195,9 +195,9 @@ def latest_runs() -> Iterator[Path]:
     """
     runs = run_folder.RUNS
     found: list[tuple[float, Path]] = []
-    for checkpoint in runs.glob(f"*/{RunFolder.CHECKPOINT}"):
+    for folder in runs.glob("*"):
         with contextlib.suppress(OSError):  # removed meanwhile, or of another user
-            found.append((checkpoint.stat().st_mtime, checkpoint.parent))
+            found += [(checkpoint.stat().st_mtime, folder) for checkpoint in RunFolder(folder).checkpoints[:1]]
     if not found:
         raise RunError(f"--resume latest: no run with a checkpoint under {runs}/; give the run's folder")
     at_work: list[str] = []

@@ -524,6 +524,16 @@ class Output(Section):
         computes=False,
     )
     checkpoint_every: int = setting(100, "Steps between two checkpoints.", least=1, computes=False)
+    checkpoint_minutes: float = setting(
+        10.0, "Minutes between two checkpoints at most, however long the steps take.", above=0, computes=False
+    )
+    keep_checkpoints: int = setting(
+        2,
+        "Checkpoints to keep: the newest, and those before it, one of which takes its place should it be damaged. Each "
+        "is about three times as large as the networks under Adam.",
+        least=1,
+        computes=False,
+    )
     log_every: int = setting(
         10,
         "Steps between two looks at the device: the progress line and steps.csv are behind by as many.",

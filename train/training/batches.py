@@ -164,8 +164,10 @@ def _same(batch: Any) -> Any:
 
 
 def _ignore_interrupts(worker: int) -> None:
-    # Ctrl-C goes to all processes of a terminal; the main one decides when to stop, and needs its workers until then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C goes to all processes of a terminal, and SIGTERM of a cluster to all of a job. The main one decides when to
+    # stop, and needs its workers until then.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def batches(crops: Crops, order: Order, *, num_workers: int) -> DataLoader[Batch]:

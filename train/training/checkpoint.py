@@ -1,16 +1,36 @@
-"""Checkpoints: all that a run needs to go on bit for bit, written so that no crash can damage an earlier one."""
+"""Checkpoints: all that a run needs to go on bit for bit, written so that no crash can damage an earlier one.
+
+A checkpoint is a file of ``torch.save``. Behind it, in the comment that every zip archive may end with, stands the
+SHA-256 of all that comes before, so that a file which is cut off, or in which a bit has changed, is not believed:
+PyTorch itself does not look at the checksums of the archive. ``torch.load`` reads the file as any other.
+
+``checkpoint.pt`` is the newest one; ``checkpoint-1.pt`` is the one before it, ``checkpoint-2.pt`` the one before that.
+Where the newest is damaged, a run goes on from the next older whole one.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
+import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 
 from train.errors import RunError
-from train.files import atomic_file
+from train.files import generations, newest_file
 
-VERSION = 1
+VERSION = 2
+"""Files of version 1 have no checksum, and are read without."""
+
+_MARK = b"gradprom_ext sha256 "
+_COMMENT = len(_MARK) + 64  # bytes: the mark and the digest in hex
+_BLOCK = 1 << 20
+
+logger = logging.getLogger(__name__)
 
 
 class Part(Protocol):
@@ -21,16 +41,21 @@ class Part(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
+def save(path: Path, state: dict[str, Any], *, keep: int = 1) -> None:
     """Writes ``state`` (tensors and plain Python values); ``path`` holds all of it, or what it held before.
 
-    :raises RunError: the file cannot be written (a full disk, say); the message names it.
+    :param keep: how many checkpoints there may be in all, the newest and those before it, which are moved on.
+    :raises RunError: a file cannot be written (a full disk, say); the message names it.
     """
     try:
-        with atomic_file(path) as file:
-            torch.save({"version": VERSION} | state, file)
+        with newest_file(path, keep) as file:
+            summed: Any = _Summed(file)
+            torch.save({"version": VERSION} | state, summed)
+            comment = _MARK + summed.digest.hexdigest().encode()
+            file.seek(-2, os.SEEK_END)  # the last field of the archive is the length of its comment, so far 0
+            file.write(struct.pack("<H", len(comment)) + comment)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns the OSError of a full disk into a RuntimeError
-        kept = "; the earlier one is untouched" if path.exists() else ""
+        kept = "; the earlier one is untouched" if generations(path) else ""
         raise RunError(f"the checkpoint {path} cannot be written: {_reason(error)}{kept}") from error
 
 
@@ -40,6 +65,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     :raises RunError: the file is missing, damaged or not a checkpoint of this project; the message names it.
     """
     try:
+        whole = _is_whole(path)
+        if whole is False:
+            raise ValueError("its checksum is another one")
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise RunError(f"there is no checkpoint {path}") from None
@@ -47,9 +75,31 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise RunError(
             f"the checkpoint {path} cannot be read; it is damaged, or no checkpoint ({_reason(error)})"
         ) from error
-    if not isinstance(state, dict) or state.get("version") != VERSION:
+    if not isinstance(state, dict) or state.get("version") not in (1, VERSION):
         raise RunError(f"{path} is not a checkpoint of this version of the project")
+    if state["version"] > 1 and whole is None:
+        raise RunError(f"the checkpoint {path} cannot be read; it is damaged, or no checkpoint (it has no checksum)")
     return state
+
+
+def load_newest(path: Path, device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that is whole, and where it lies. A damaged one is left alone, with a warning.
+
+    :param path: of the newest of all.
+    :raises RunError: there is none, or none is whole; the message says what is wrong with the newest.
+    """
+    first: RunError | None = None
+    for each in generations(path) or [path]:
+        try:
+            state = load(each, device)
+        except RunError as error:
+            first = first or error
+            continue
+        if first is not None:
+            logger.warning("%s. The run goes on from an older one, %s.", first, each)
+        return each, state
+    assert first is not None
+    raise first
 
 
 def restore(path: Path, state: dict[str, Any], parts: dict[str, Part]) -> None:
@@ -67,13 +117,47 @@ def restore(path: Path, state: dict[str, Any], parts: dict[str, Part]) -> None:
     try:
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"the checkpoint {path} is that of another model or optimizer ({name}): {error}") from error
 
 
-def _compare(path: Path, name: str, own: dict[str, Any], stored: dict[str, Any]) -> None:
+class _Summed:
+    """A binary file with the SHA-256 of what is written into it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.digest = hashlib.sha256()
+        self.flush: Callable[[], None] = file.flush
+        self._write = file.write
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        return self._write(content)
+
+
+def _is_whole(path: Path) -> bool | None:
+    """Whether a checkpoint's content is that of its checksum; ``None``: it has none.
+
+    :raises OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        length = file.seek(0, os.SEEK_END) - _COMMENT - 2
+        file.seek(max(length, 0))
+        end = file.read()
+        if length < 0 or not end[2:].startswith(_MARK):
+            return None
+        file.seek(0)
+        digest = hashlib.sha256()
+        while length and (block := file.read(min(length, _BLOCK))):
+            digest.update(block)
+            length -= len(block)
+        digest.update(b"\0\0")  # the length of the comment when there was none
+    return end == struct.pack("<H", _COMMENT) + _MARK + digest.hexdigest().encode()
+
+
+def _compare(path: Path, name: str, own: dict[str, Any], stored: Any) -> None:
     shapes = {key: tuple(value.shape) for key, value in own.items()}
-    found = {key: tuple(value.shape) for key, value in stored.items()}
+    tensors = stored if isinstance(stored, dict) else {}
+    found = {key: tuple(value.shape) for key, value in tensors.items() if isinstance(value, torch.Tensor)}
     if shapes == found:
         return
     key = next(key for key in (*shapes, *found) if shapes.get(key) != found.get(key))

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import torch
 
 from train.errors import RunError
+from train.interruption import Stop
 from train.outputs.run_folder import RunFolder
 from train.seeds import stable_seed
 from train.strategies.base import Phase
 from train.training import checkpoint
 from train.training.batches import batches
 from train.training.build import Experiment
-from train.training.progress import Display, Stop
+from train.training.progress import Display
 from train.training.step_log import Row, StepLog
 
 
@@ -26,11 +27,15 @@ class Cadence(NamedTuple):
     :param log_every: steps between two looks at the device.
     :param checkpoint_every: steps between two checkpoints.
     :param num_workers: processes that prepare the batches; 0: this one.
+    :param checkpoint_minutes: between two checkpoints at most, however long a step takes.
+    :param keep_checkpoints: how many checkpoints there are at most, the newest and those before it.
     """
 
     log_every: int = 10
     checkpoint_every: int = 100
     num_workers: int = 0
+    checkpoint_minutes: float = 10.0
+    keep_checkpoints: int = 2
 
 
 class Engine:
@@ -51,6 +56,7 @@ class Engine:
         self.checkpoint = folder.checkpoint
         self.step = 0
         self._begun = begun
+        self._saved = begun  # when the last checkpoint was written
 
     @property
     def steps(self) -> int:
@@ -63,13 +69,14 @@ class Engine:
         return time.monotonic() - self._begun
 
     def train(self, display: Display, stop: Stop) -> bool:
-        """Trains from the current step to the last, with a checkpoint now and then and one at the end.
+        """Trains from the current step to the last, with a checkpoint before the first, now and then, and at the end.
 
         :returns: whether the last step was reached; ``False`` if ``stop`` was requested before.
         :raises RunError: the training has diverged, or a file cannot be written.
         """
         if self.step == 0:
             self._seed()  # whatever this process did before
+            self.save()  # so that a run that is killed at any moment from here can be resumed
         before = 0
         for phase in self.experiment.phases:
             done = self.step - before
@@ -101,7 +108,8 @@ class Engine:
                 due = stopping or done == phase.iterations
                 if due or look:
                     show(done, self._read_back())
-                if due or self.step % cadence.checkpoint_every == 0:
+                overdue = self.team.any(self._overdue()) if look or self.team.size == 1 else False
+                if due or self.step % cadence.checkpoint_every == 0 or overdue:
                     self.save()
                 if stopping:
                     return False
@@ -124,30 +132,38 @@ class Engine:
         """
         self._read_back()
         random = self.team.all(_random_state())
+        self._saved = time.monotonic()
         if not self.team.leads:
             return
-        self.log.sync()  # the checkpoint reaches the disk at once, and must not be ahead of the step log there
+        if self.step:
+            self.log.sync()  # the checkpoint reaches the disk at once, and must not be ahead of the step log there
         checkpoint.save(
             self.checkpoint,
             {"step": self.step, "seconds": self.seconds, "random": random[0], "random_of_others": random[1:]}
             | {name: part.state_dict() for name, part in self._parts().items()},
+            keep=self.cadence.keep_checkpoints,
         )
+        self._saved = time.monotonic()
+
+    def _overdue(self) -> bool:
+        return time.monotonic() - self._saved > 60 * self.cadence.checkpoint_minutes
 
     def resume(self, folder: RunFolder | None = None) -> None:
-        """Goes back to the checkpoint: what this engine does from here is what an uninterrupted run would have done.
+        """Goes back to the newest whole checkpoint: what this engine does from here is what an uninterrupted run would
+        have done.
 
         :param folder: of the run, where it is not this engine's own.
-
-        :raises RunError: the checkpoint is damaged, or that of another run; the step log does not lead up to it.
+        :raises RunError: there is no whole checkpoint, or it is that of another run, or the step log does not lead up
+            to it.
         """
         if folder is not None:
             self.checkpoint = folder.checkpoint
             if folder.steps.exists():
                 shutil.copy(folder.steps, self.log.path)
-        state = checkpoint.load(self.checkpoint, self.experiment.device)
+        path, state = checkpoint.load_newest(self.checkpoint, self.experiment.device)
         if missing := [name for name in ("step", "seconds", "random") if name not in state]:
-            raise RunError(f"the checkpoint {self.checkpoint} is none of a run: it has no {', '.join(missing)}")
-        checkpoint.restore(self.checkpoint, state, self._parts())
+            raise RunError(f"the checkpoint {path} is none of a run: it has no {', '.join(missing)}")
+        checkpoint.restore(path, state, self._parts())
         self.step = state["step"]
         others = state.get("random_of_others", [])
         if self.team.leads or len(others) == self.team.size - 1:
@@ -176,10 +192,12 @@ class Engine:
 
 def _random_state() -> dict[str, Any]:
     # Data and noise have generators of their own; this is for networks that draw numbers (dropout).
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    # A run computes on one GPU, and to ask the others would take memory of theirs.
+    return {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []}
 
 
 def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"].cpu())
     if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
+        saved = state["cuda"]  # of all GPUs, by earlier versions
+        torch.cuda.set_rng_state(saved[min(torch.cuda.current_device(), len(saved) - 1)].cpu())

@@ -7,10 +7,14 @@ comparison asks what VR can add to a good one.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import json
+import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,9 @@ from torch import Tensor
 from train.data.base import ImageData
 from train.data.cache import ArrayCache, file_sha256
 from train.degradations import Degradation, Gaussian, parse
+from train.errors import RunError
+from train.files import locked
+from train.interruption import stop_on_signal
 from train.outputs.run_folder import RunFolder
 from train.settings.naming import identity
 from train.settings.sections import Settings
@@ -29,7 +36,7 @@ from train.strategies.masked import METHODS
 from train.team import ALONE, Team
 from train.training.build import build
 from train.training.engine import Cadence, Engine
-from train.training.progress import Display, stop_on_signal
+from train.training.progress import Display
 
 READER_SEED = 1000
 """What is added to a run's seed to have that of its reader: it must not be the VR that the run began with."""
@@ -264,6 +271,26 @@ def _code() -> list[str]:
     return [file_sha256(path) for path in sources()]
 
 
+@contextlib.contextmanager
+def _unfinished(cache: ArrayCache, name: str, key: Mapping[str, Any]) -> Iterator[RunFolder]:
+    """The folder of a training until it is done, in the cache: one that is interrupted goes on there.
+
+    A temporary one where there is no cache, or another process is at work on the same training.
+    """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    with contextlib.ExitStack() as held:
+        place = None if cache.folder is None else cache.folder / f"{name}-{digest}.unfinished"
+        if place is not None:
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(place))
+            except (OSError, RunError):
+                place = None
+        yield RunFolder(place or Path(held.enter_context(tempfile.TemporaryDirectory())))
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
+
+
 def _trained_once(
     own: Settings,
     data: ImageData,
@@ -297,15 +324,20 @@ def _trained_once(
         role = strategy.roles[0]
         experiment.phases[:] = [each._replace(title=title) for each in experiment.phases]
         display.announce(f"{what.format(role=role.name, seed=own.training.seed)}, once: it is kept in the cache.")
-        with tempfile.TemporaryDirectory() as scratch:
+        with _unfinished(cache, name, key) as folder:
             display.begin(experiment.strategy.measures, batch_size=experiment.batch_size, events=None)
-            # A checkpoint at the end alone: a training of minutes that is interrupted begins again.
-            engine = Engine(
-                experiment, RunFolder(Path(scratch)), Cadence(checkpoint_every=10**9), begun=time.monotonic()
-            )
+            # Checkpoints by time alone: most of these trainings take minutes.
+            cadence = Cadence(checkpoint_every=10**9, keep_checkpoints=1)
+            engine = Engine(experiment, folder, cadence, begun=time.monotonic())
+            if folder.checkpoints:
+                try:
+                    engine.resume()
+                except RunError as error:
+                    shutil.rmtree(folder.path, ignore_errors=True)
+                    raise RunError(f"{error}. It was removed: give the same command again.") from error
             with stop_on_signal() as stop:
                 if not engine.train(display, stop):
-                    raise KeyboardInterrupt
+                    raise stop.error()
         state = {
             name: value.detach().cpu().contiguous()
             for name, value in strategy.networks[role.key].state_dict().items()

@@ -1,17 +1,14 @@
-"""What a person sees while a run trains, and how that person stops it."""
+"""What a person sees while a run trains."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from train.errors import RunError
@@ -25,34 +22,6 @@ if TYPE_CHECKING:
     from train.training.step_log import Row
 
 LINES_PER_PHASE = 20
-
-
-class Stop:
-    """Whether the user (or the system) has asked the run to stop."""
-
-    requested = False
-
-
-@contextlib.contextmanager
-def stop_on_signal() -> Iterator[Stop]:
-    """While the block runs, the first SIGINT (Ctrl-C) or SIGTERM is a request, to be met between two steps; the second
-    one has its usual effect. Outside the main thread, where Python takes no signals, nothing happens."""
-    stop = Stop()
-    usual: dict[signal.Signals, Any] = {}
-
-    def request(number: int, frame: FrameType | None) -> None:
-        stop.requested = True
-        for each, handler in usual.items():
-            signal.signal(each, handler)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            usual[number] = signal.signal(number, request)
-    try:
-        yield stop
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
 
 
 class Display:

@@ -33,6 +33,7 @@ from train.data.base import DATASETS, SPLITS, DataError, DataSet, Example, Image
 from train.data.cache import ArrayCache
 from train.data.instances import class_mask
 from train.data.layout import existing_folder, table
+from train.data.limits import refuse_large
 from train.data.parts import Tile
 from train.data.phantoms.drawing import drawn
 from train.data.phantoms.tissue import tile
@@ -74,13 +75,17 @@ class LizardLabels:
         return guarded(self.path, self._read)
 
     def _read(self) -> np.ndarray:
-        from scipy.io import loadmat
+        from scipy.io import loadmat, whosmat
 
-        content: dict[str, Any] = loadmat(self.path)
-        if missing := [name for name in ("inst_map", "id", "class") if name not in content]:
+        wanted = ("inst_map", "id", "class")
+        for name, shape, _ in whosmat(self.path):
+            if name in wanted and 0 not in shape:
+                refuse_large(self.path, *shape)
+        content: dict[str, Any] = loadmat(self.path, variable_names=wanted)
+        if missing := [name for name in wanted if name not in content]:
             raise DataError(f"{self.path} has no variable {missing[0]}; restore it from the data set")
         # MATLAB knows no vectors, and saves whole numbers as floating point unless it is told otherwise.
-        instances, ids, classes = (whole_numbers(content[name]) for name in ("inst_map", "id", "class"))
+        instances, ids, classes = (whole_numbers(content[name]) for name in wanted)
         try:
             mask = class_mask(instances, ids.ravel(), classes.ravel())
         except ValueError as error:
