@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     import gradprom_ext as gp
+    from train.precision import MixedPrecision
     from train.strategies.auxiliary import Auxiliary
 
     GradPromOptimizer = gp.GradPromSGD | gp.GradPromAdam
@@ -36,6 +37,7 @@ Adversarial = Literal["discriminator", "consistency", "both", "none"]
 VRLoss = Literal["supervised", "unsupervised"]
 Keeps = Literal["details", "brightness"]
 Hyper = Literal["first-order", "unrolled"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = TypeVar("Optimizer", bound="torch.optim.Optimizer")
 
 
@@ -74,6 +76,7 @@ class Measure(NamedTuple):
 LOSS = Measure("loss", "loss", "{:.4f}", loss=True)
 PSNR = Measure("psnr", "PSNR", "{:.2f} dB")
 SKIPPED = Measure("skipped")  # 1 where a gradient was not finite and nothing was moved, else 0
+SCALE = Measure("scale")  # of the losses in float16, for the next iteration
 
 Measurements = dict[str, "Tensor"]
 """What an iteration measured, by the measures' names: 0-dim tensors on the device, so that nothing waits for them
@@ -177,6 +180,7 @@ class Terms(NamedTuple):
     :param ip_loss: a name in :data:`train.losses.IMAGE_LOSSES`.
     :param adversarial: what an encoder that is pre-trained learns from besides the reconstruction.
     :param encoder: the key of the role whose network is pre-trained.
+    :param precision: in which numbers networks compute while they are trained; evaluations are in float32.
     """
 
     epochs: int = 1
@@ -192,6 +196,7 @@ class Terms(NamedTuple):
     ip_loss: str = "mse"
     adversarial: Adversarial = "discriminator"
     encoder: str = "vr"
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True)
@@ -236,6 +241,7 @@ class Strategy(ABC):
     :cvar aux_weight: lambda, where the strategy fixes it.
     :cvar vr_update: what becomes of VR, where the strategy fixes it.
     :ivar second: whether a batch must hold its images degraded a second time.
+    :ivar precision: what networks are called through in training; :meth:`equip` makes it.
     :param auxiliaries: the tasks of the VRs; ignored where ``uses_auxiliaries`` is false.
     :param terms: lengths, and what else a run asks.
     :raises RunError: the strategy cannot do with these auxiliaries.
@@ -251,6 +257,7 @@ class Strategy(ABC):
     aux_weight: ClassVar[float | None] = None
     vr_update: ClassVar[VRUpdate | None] = None
     second: bool = False
+    precision: MixedPrecision
 
     def __init__(self, auxiliaries: Sequence[Auxiliary] = (), terms: Terms | None = None) -> None:
         self.auxiliaries = tuple(auxiliaries) if self.uses_auxiliaries else ()
@@ -320,7 +327,11 @@ class Strategy(ABC):
 
     def equip(self, learners: Mapping[str, Learner]) -> None:
         """Hands over the networks, by the keys of :attr:`roles`."""
+        from train.precision import MixedPrecision
+
         self.learners = learners
+        parameter = next(learners[self.roles[0].key].network.parameters())
+        self.precision = MixedPrecision(self.terms.precision, parameter.device)
 
     def begin(self, phase: Phase) -> None:  # noqa: B027 (most strategies have nothing to do here)
         """Called once, when a phase begins, with the networks as the phase before has left them."""
@@ -428,9 +439,9 @@ class WithIP(Strategy):
         network = self.ip.network
         training_loss: Callable[[Tensor, Tensor], TrainingLoss] | None = getattr(network, "training_loss", None)
         if training_loss is not None:
-            own = training_loss(batch.degraded, batch.clean)
+            own = self.precision(training_loss, batch.degraded, batch.clean)
         else:
-            enhanced = network(batch.degraded)
+            enhanced = self.precision(network, batch.degraded)
             own = TrainingLoss(enhanced, losses.IMAGE_LOSSES[self.terms.ip_loss](enhanced, batch.clean))
         main = own.total(without=self.ip_aux)
         found = Losses(main, measured={"loss": main.detach(), "psnr": batch_psnr(own.enhanced, batch.clean)})
@@ -440,12 +451,17 @@ class WithIP(Strategy):
             found.measured[column("aux_loss", name, self.among)] = loss.detach()
         return own.enhanced, found
 
-    def move_ip(self, found: Losses) -> gp.GateStats:
-        """Steps theta with the gradients that the gate lets through; the VRs' parameters get their ``.grad``."""
+    def move_ip(self, found: Losses, others: Iterable[Learner] = ()) -> gp.GateStats:
+        """Steps theta with the gradients that the gate lets through; the VRs' parameters get their ``.grad``.
+
+        :param others: that get one, too: where it overflows in float16, theta's step is skipped.
+        """
         assert found.main is not None
         self.ip.optimizer.zero_grad()
-        self.ip.optimizer.backward(found.main, *found.auxiliary)
-        self.ip.optimizer.step()
+        self.ip.optimizer.backward(found.main, *found.auxiliary, scaler=self.precision.scaler)
+        for loss in found.own:  # a loss that does not reach IP has left no gradient yet
+            self.precision.backward(loss)
+        self.precision.step(self.ip.optimizer, self.precision.overflowed(others))
         self.ip.schedule.step()
         assert self.ip.optimizer.stats is not None  # there has been a step
         return self.ip.optimizer.stats
@@ -476,7 +492,7 @@ class WithVR(Strategy):
         :param images: ``float [N, C, H, W]``: the enhanced ones, with their graph, or the clean or degraded ones.
         """
         for each in self.auxiliaries:
-            output = self.vr(each).network(images)
+            output = self.precision(self.vr(each).network, images)
             loss = each.loss(output, batch)
             found.auxiliary += (loss,)
             measured = {"aux_loss": loss.detach(), **each.measure(output.detach(), batch)}
@@ -496,12 +512,16 @@ class WithVR(Strategy):
         import torch
 
         skipped = (~torch.stack([loss.detach() for loss in found.auxiliary]).isfinite()).any()
-        for each, loss in zip(self.auxiliaries, found.auxiliary, strict=True):
-            self.vr(each).optimizer.zero_grad()
-            loss.backward()
-        for each in self.auxiliaries:
-            step_unless(skipped, self.vr(each))
+        learners = [self.vr(each) for each in self.auxiliaries]
+        for learner, loss in zip(learners, found.auxiliary, strict=True):
+            learner.optimizer.zero_grad()
+            self.precision.backward(loss)
+        if (overflowed := self.precision.unscale(learners)) is not None:
+            skipped = skipped | overflowed
+        for learner in learners:
+            step_unless(skipped, learner)
         self._kept.restore_if(skipped)
+        self.precision.update()
         return found.measured | {"skipped": skipped}
 
 
@@ -598,14 +618,16 @@ class Advised(WithIP, WithVR):
         for each in self.auxiliaries:
             vr = self.vr(each).network
             advisor = self._teachers[each.role.key] if self.terms.vr_update == "ema" else vr
-            output = advisor(enhanced)
-            with torch.no_grad():
-                target = self._teachers.get(each.role.key, vr)(batch.clean) if self._unsupervised else None
+            output = self.precision(advisor, enhanced)
+            target = None
+            if self._unsupervised:
+                with torch.no_grad():
+                    target = self.precision(self._teachers.get(each.role.key, vr), batch.clean)
             found.auxiliary += (self._vr_loss(each, output, batch, target),)
             measured = {"aux_loss": found.auxiliary[-1].detach(), **each.measure(output.detach(), batch)}
             found.measured |= {column(name, each.name, self.among): v for name, v in measured.items()}
             if self.terms.vr_update == "ema":
-                own.append(self._vr_loss(each, vr(enhanced.detach()), batch, target))
+                own.append(self._vr_loss(each, self.precision(vr, enhanced.detach()), batch, target))
         found.own = tuple(own)
         return found
 
@@ -620,20 +642,22 @@ class Advised(WithIP, WithVR):
             return measured
         for each in self.auxiliaries:
             self.vr(each).optimizer.zero_grad()
-        stats = self.move_ip(found)
-        self.move_vr(found, stats.skipped)
+        stats = self.move_ip(found, self._learning)
+        self.move_vr(stats.skipped)
         self._kept.restore_if(stats.skipped)
         self._follow(stats.skipped)
+        self.precision.update()
         return found.measured | self.gates(stats) | {"skipped": stats.skipped}
 
-    def move_vr(self, found: Losses, skipped: Tensor) -> None:
-        """Steps phi with the gradient of its loss, unless ``skipped`` is 1 or VR stays as it is."""
-        if self.terms.vr_update == "fixed":
-            return
-        for loss in found.own:  # a loss that does not reach IP has left no gradient yet
-            loss.backward()
-        for each in self.auxiliaries:
-            step_unless(skipped, self.vr(each))
+    def move_vr(self, skipped: Tensor) -> None:
+        """Steps phi with the gradient of its loss, unless ``skipped`` is 1."""
+        for each in self._learning:
+            step_unless(skipped, each, self.precision.scale)
+
+    @property
+    def _learning(self) -> list[Learner]:
+        """The VRs that learn along."""
+        return [] if self.terms.vr_update == "fixed" else [self.vr(each) for each in self.auxiliaries]
 
     def _follow(self, skipped: Tensor) -> None:
         """Moves the slow copies towards VR."""
@@ -670,18 +694,28 @@ def advised_measures(
     return (LOSS, PSNR, *(measure for each in own for measure in each), SKIPPED)
 
 
-def step_unless(skipped: Tensor, learner: Learner) -> None:
+def step_unless(skipped: Tensor, learner: Learner, scale: Tensor | None = None) -> None:
     """A step of one of PyTorch's fused optimizers that moves neither parameters nor state where ``skipped`` is 1.
 
     PyTorch's fused kernels take that decision on the device, which is what a gradient scaler uses them for; a step that
     is not skipped has the digits of one that was never asked.
 
     :param skipped: 0 or 1, ``[]``, on the device of the parameters.
+    :param scale: of the gradients, float32 ``[]``, which the kernel divides them by; ``None``: they have none.
     """
-    learner.optimizer.grad_scale = None  # type: ignore[attr-defined]
-    learner.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-    learner.optimizer.step()
+    fused_step(learner.optimizer, skipped.float(), scale)
     learner.schedule.step()
+
+
+def fused_step(optimizer: torch.optim.Optimizer, skipped: Tensor | None, scale: Tensor | None) -> None:
+    """A step of one of PyTorch's fused optimizers, as a gradient scaler has it taken.
+
+    :param skipped: 0 or 1, float32 ``[]``; ``None``: it is taken.
+    :param scale: of the gradients, float32 ``[]``; ``None``: they have none.
+    """
+    optimizer.grad_scale = scale  # type: ignore[attr-defined]
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]
+    optimizer.step()
 
 
 class Buffers:

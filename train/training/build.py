@@ -196,6 +196,7 @@ def build_strategy(settings: Settings, data: ImageData) -> Strategy:
         ip_loss=settings.network.ip_loss,
         adversarial=method.adversarial,
         encoder=AUXILIARIES[settings.auxiliary.names[0]].role.key,  # type: ignore[attr-defined]
+        precision=training.precision,
     )
     return kind(auxiliaries, terms)
 

@@ -44,7 +44,7 @@ class Engine:
         self.experiment = experiment
         self.strategy = experiment.strategy
         self.cadence = cadence
-        self.log = StepLog(folder.steps, experiment.strategy.measures)
+        self.log = StepLog(folder.steps, (*self.strategy.measures, *self.strategy.precision.measures))
         self.checkpoint = folder.checkpoint
         self.step = 0
         self._begun = begun
@@ -84,7 +84,7 @@ class Engine:
         with display.phase(phase.title, done, phase.iterations) as show:
             for batch in batches(experiment.crops, order, num_workers=cadence.num_workers):
                 lr = strategy.lr
-                found = strategy.update(strategy.losses(batch.to(experiment.device)))
+                found = strategy.update(strategy.losses(batch.to(experiment.device))) | strategy.precision.measured
                 done += 1
                 self.step += 1
                 self.log.add(self.step, phase.name, found, lr)
@@ -144,7 +144,7 @@ class Engine:
                 (f"{key}_optimizer", learner.optimizer),
                 (f"{key}_schedule", learner.schedule),
             )
-        } | self.strategy.companions
+        } | {**self.strategy.companions, **self.strategy.precision.parts}
 
 
 def _random_state() -> dict[str, Any]:
