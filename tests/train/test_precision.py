@@ -21,7 +21,7 @@ from train.settings.naming import identity
 from train.strategies import STRATEGIES, Strategy, strategy_class
 from train.training.build import build
 from train.training.prepared import alone_settings, clean_settings
-from train.training.step_log import StepLog
+from train.training.step_log import read_steps
 
 from .contracts import _moved, _same, check_checkpoints
 from .tiny import arguments, config, image_data, name_of
@@ -243,7 +243,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
         lambda device: usual(device, init_scale=2.0**16, growth_interval=1, growth_factor=2.0**12),
     )
     check_checkpoints(name, "dia", tmp_path, precision=precision)
-    log = StepLog.left_by_a_run(tmp_path / "whole" / "steps.csv").read()
+    log = read_steps(tmp_path / "whole" / "steps.csv")
     assert ("scale" in log) == (precision == "fp16")
     if precision == "fp16":
         assert len(set(log["scale"])) >= min(3, len(log["scale"]))

@@ -291,6 +291,11 @@ class Strategy(ABC):
         return self.terms.ip_aux if self.trains_ip else ()
 
     @property
+    def advising(self) -> tuple[str, ...]:
+        """The names of all auxiliaries, in the order in which IP's optimizer is given their losses."""
+        return (*self.ip_aux, *(each.name for each in self.auxiliaries))
+
+    @property
     def among(self) -> int:
         """Among how many auxiliaries the columns of one have to be told apart."""
         return told_apart(self.ip_aux, self.auxiliaries)
@@ -467,13 +472,17 @@ class WithIP(Strategy):
         return self.ip.optimizer.stats
 
     def gates(self, stats: gp.GateStats) -> Measurements:
-        """What the gate of each auxiliary did."""
-        names = (*self.ip_aux, *(each.name for each in self.auxiliaries))
-        return {
-            column(what, name, self.among): values[..., k].mean()
-            for k, name in enumerate(names)
-            for what, values in (("cosine", stats.cosine), ("gate", stats.gate))
-        }
+        """What the gate of each auxiliary did, and how long the gradients were. With a gate for each tensor, cosines
+        and gates are the means of theirs."""
+        import torch
+
+        length = torch.linalg.vector_norm
+        found = {MAIN_NORM.name: length(stats.main_norm)}
+        for k, name in enumerate(self.advising):
+            own = {"cosine": stats.cosine[..., k].mean(), "gate": stats.gate[..., k].mean()}
+            own[AUX_NORM.name] = length(stats.aux_norm[..., k])
+            found |= {column(what, name, self.among): value for what, value in own.items()}
+        return found
 
     def enhance(self, degraded: Tensor) -> Tensor:
         return self.ip.network(degraded)
@@ -529,7 +538,9 @@ AUX_LOSS = Measure("aux_loss", "VR loss", "{:.2f}", loss=True)
 IP_AUX_LOSS = Measure("aux_loss", "loss", "{:.4f}", loss=True)
 COSINE = Measure("cosine", "cosine", "{:+.2f}")
 GATE = Measure("gate", "gate", "{:.0%}")
-
+AUX_NORM = Measure("aux_norm")  # length of an auxiliary's gradient with respect to theta, before its weight
+MAIN_NORM = Measure("main_norm")  # and that of the main one
+GATED = (COSINE, GATE, AUX_NORM)
 
 PRETRAIN = "pretrain"
 
@@ -689,9 +700,9 @@ def advised_measures(
     :param ip_aux: names of those losses of IP's own that are auxiliaries.
     """
     among = told_apart(ip_aux, auxiliaries)
-    own = [columns((IP_AUX_LOSS, COSINE, GATE), name, among) for name in ip_aux]
-    own += [columns((AUX_LOSS, *measures, COSINE, GATE), name, among) for name, measures in auxiliaries]
-    return (LOSS, PSNR, *(measure for each in own for measure in each), SKIPPED)
+    own = [columns((IP_AUX_LOSS, *GATED), name, among) for name in ip_aux]
+    own += [columns((AUX_LOSS, *measures, *GATED), name, among) for name, measures in auxiliaries]
+    return (LOSS, PSNR, *(measure for each in own for measure in each), MAIN_NORM, SKIPPED)
 
 
 def step_unless(skipped: Tensor, learner: Learner, scale: Tensor | None = None) -> None:

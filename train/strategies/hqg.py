@@ -14,10 +14,10 @@ from train.features import penultimate
 from train.strategies import STRATEGIES
 from train.strategies.base import (
     AUX_LOSS,
-    COSINE,
     CRITIC,
-    GATE,
+    GATED,
     LOSS,
+    MAIN_NORM,
     SKIPPED,
     Buffers,
     Gate,
@@ -75,9 +75,9 @@ class HQG(WithIP, WithVR):
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        own = [columns((AUX_LOSS, *each.measures, COSINE, GATE), each.name, self.among) for each in self.auxiliaries]
+        own = [columns((AUX_LOSS, *each.measures, *GATED), each.name, self.among) for each in self.auxiliaries]
         parts = (*map(Measure, PARTS), Measure("critic_loss", "critic", "{:.3f}", loss=True), Measure("r1"))
-        return (LOSS, *parts, *(measure for each in own for measure in each), SKIPPED)
+        return (LOSS, *parts, *(measure for each in own for measure in each), MAIN_NORM, SKIPPED)
 
     @property
     def critic(self) -> Learner[torch.optim.Optimizer]:

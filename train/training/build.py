@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,7 @@ class Experiment:
     :param device: where to compute.
     :param data: its images: those that were asked for or, where they are unpaired, what is left of them.
     :param notes: what a person should know about the first weights, a sentence each.
+    :param gate: what IP's optimizer is told about the auxiliaries, see :func:`gate_of`; empty without IP.
     """
 
     strategy: Strategy
@@ -62,6 +63,7 @@ class Experiment:
     device: torch.device
     data: ImageData
     notes: Sequence[str] = ()
+    gate: Mapping[str, Any] = field(default_factory=dict)
 
     def settle(self) -> None:
         """Lets the strategy do what it does once the training is over."""
@@ -132,7 +134,8 @@ def build(
     training = settings.training
     phases = strategy.phases(per_epoch)
     notes: list[str] = []
-    experiment = Experiment(strategy, phases, crops, training.batch_size, training.seed, device, data, notes)
+    gate = gate_of(settings, strategy) if strategy.trains_ip else {}
+    experiment = Experiment(strategy, phases, crops, training.batch_size, training.seed, device, data, notes, gate)
     equip = partial(
         build_learners,
         settings,

@@ -16,7 +16,8 @@ from train.training import checkpoint
 from train.training.batches import batches
 from train.training.build import Experiment
 from train.training.progress import Display, Stop
-from train.training.step_log import Row, StepLog
+from train.training.step_log import Row, StepLog, means
+from train.training.watch import Watch
 
 
 class Cadence(NamedTuple):
@@ -44,7 +45,14 @@ class Engine:
         self.experiment = experiment
         self.strategy = experiment.strategy
         self.cadence = cadence
-        self.log = StepLog(folder.steps, (*self.strategy.measures, *self.strategy.precision.measures))
+        self.log = StepLog(
+            folder.steps,
+            (*self.strategy.measures, *self.strategy.precision.measures),
+            device=experiment.device,
+            every=cadence.log_every,
+            batch_size=experiment.batch_size,
+        )
+        self.watch = Watch(self.strategy, experiment.gate)
         self.checkpoint = folder.checkpoint
         self.step = 0
         self._begun = begun
@@ -81,7 +89,8 @@ class Engine:
             strategy.begin(phase)
         strategy.enter(phase)
         order = experiment.order(phase, done)
-        with display.phase(phase.title, done, phase.iterations) as show:
+        self.log.begin()
+        with display.phase(phase.title, done, phase.iterations, before=self.step - done) as show:
             for batch in batches(experiment.crops, order, num_workers=cadence.num_workers):
                 lr = strategy.lr
                 found = strategy.update(strategy.losses(batch.to(experiment.device))) | strategy.precision.measured
@@ -91,29 +100,34 @@ class Engine:
                 stopping = stop.requested  # read once: it may change at any moment, and no stop without a checkpoint
                 due = stopping or done == phase.iterations
                 if due or self.step % cadence.log_every == 0:
-                    show(done, self._read_back())
+                    show(done, self._read_back(display, wait=due))
                 if due or self.step % cadence.checkpoint_every == 0:
-                    self.save()
+                    self.save(display)
                 if stopping:
                     return False
         return True
 
-    def _read_back(self) -> Row:
-        row = self.log.flush()
+    def _read_back(self, display: Display, *, wait: bool) -> Row:
+        rows = self.log.flush(wait=wait)
+        for warning in self.watch.look(rows):
+            display.warn(warning)
+        row = means(rows)
         losses = [each.name for each in self.strategy.measures if each.loss]
         if lost := [name for name in losses if math.isnan(row.get(name, 0.0))]:
             raise RunError(
                 f"the training has diverged: {' and '.join(lost)} stopped being finite before step {self.step} "
                 f"(see {self.log.path}); lower --lr, --vr-lr or --aux-weight"
+                + (", or give --precision bf16" if self.strategy.precision.name == "fp16" else "")
             )
         return row
 
-    def save(self) -> None:
+    def save(self, display: Display) -> None:
         """Writes the checkpoint, and before it what ``steps.csv`` lacks.
 
+        :param display: is told what is worth a warning in that.
         :raises RunError: a file cannot be written.
         """
-        self._read_back()
+        self._read_back(display, wait=True)
         self.log.sync()  # the checkpoint reaches the disk at once, and must not be ahead of the step log there
         checkpoint.save(
             self.checkpoint,
