@@ -31,6 +31,7 @@ from train.outputs.figures import save_gate, save_panel
 from train.outputs.provenance import commit
 from train.outputs.report import Metrics, collect, count_parameters, finite, introduction
 from train.outputs.run_folder import RunFolder, new_folder
+from train.precision import slowness
 from train.settings import Settings, to_json
 from train.settings.command_line import stored
 from train.settings.naming import identity, run_name
@@ -387,10 +388,12 @@ def _introduction(
         experiment.strategy,
         names,
         f"strategy {settings.method.strategy}, preset {settings.preset}, {engine.steps} steps "
-        f"of {training.batch_size} crops of {training.crop} px, on {experiment.device.type}",
+        f"of {training.batch_size} crops of {training.crop} px, on {experiment.device.type} in {training.precision}",
         folder.path,
     )
-    return "\n".join([said, *(f"first weights: {note}" for note in experiment.notes)])
+    slow = slowness(training.precision, experiment.device)
+    notes = [f"first weights: {note}" for note in experiment.notes] + ([f"precision: {slow}"] if slow else [])
+    return "\n".join([said, *notes])
 
 
 def finish(
@@ -439,6 +442,7 @@ def finish(
         "evaluated_on": settings.evaluation.evaluate_on,
         "aux": [each.name for each in strategy.auxiliaries],
         "seed": settings.training.seed,
+        "precision": settings.training.precision,
         "preset": settings.preset,
     }
     networks: Metrics = dict.fromkeys(("ip", "ip_parameters", "vr", "vr_parameters"))

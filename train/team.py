@@ -80,17 +80,17 @@ class Team:
 
     def average_gradients_of(self, optimizer: torch.optim.Optimizer) -> None:
         """Lets an optimizer of PyTorch's step with the gradients of all processes, from now on."""
+        if self.size > 1:
+            optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: self.average(optimizer))
+
+    def average(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gives parameters the gradients of all processes; where they have them already, nothing changes."""
         if self.group is None or self.size == 1:
             return
-        replicas = Replicas(self.group)
-
-        def average(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            [averages] = replicas.average(parameters, [[p.grad for p in parameters]])
-            for p, g in zip(parameters, averages, strict=True):
-                p.grad = g
-
-        optimizer.register_step_pre_hook(average)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        [averages] = Replicas(self.group).average(parameters, [[p.grad for p in parameters]])
+        for p, g in zip(parameters, averages, strict=True):
+            p.grad = g
 
     def level(self, networks: Iterable[nn.Module]) -> None:
         """Gives every process the buffers of the first one (batch statistics), which each has made of its own part."""

@@ -758,5 +758,5 @@ def check_checkpoints(name: str, aux: str, folder: Path, **changes: Any) -> None
     last = make("parts")
     last.resume()
     assert last.train(display, Stop())
-    assert last.log.path.read_bytes() == whole.log.path.read_bytes()
+    assert tiny.digits(last.log.path) == tiny.digits(whole.log.path)
     assert _same(_everything(last.strategy), _everything(whole.strategy))

@@ -27,12 +27,13 @@ from train.training.build import OPTIMIZERS, build
 from train.training.engine import Cadence, Engine
 from train.training.progress import Display
 from train.training.schedule import course
-from train.training.step_log import StepLog
+from train.training.step_log import PERFORMANCE, StepLog, means, read_steps
 
 from .contracts import RECOGNIZING
-from .tiny import TinyIP, config, image_data, with_masks
+from .tiny import TinyIP, config, digits, image_data, with_masks
 
-COLUMNS = ["step", "phase", "loss", "psnr", "aux_loss", "accuracy", "cosine", "gate", "skipped", "lr"]
+GATED = ["cosine", "gate", "aux_norm"]
+COLUMNS = ["step", "phase", "loss", "psnr", "aux_loss", "accuracy", *GATED, "main_norm", "skipped", "lr", *PERFORMANCE]
 
 
 def make(folder, data: ImageData | None = None, degrade=None, **changes) -> Engine:
@@ -74,7 +75,7 @@ def assert_same_run(one: Engine, other: Engine) -> None:
     a, b = weights(one), weights(other)
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
-    assert one.log.path.read_bytes() == other.log.path.read_bytes()
+    assert digits(one.log.path) == digits(other.log.path)
 
 
 @pytest.mark.parametrize("strategy", [name for name in RECOGNIZING if not strategy_class(name).guided])
@@ -85,7 +86,7 @@ def test_a_run_writes_its_steps(tmp_path, strategy):
     assert engine.step == engine.steps == pretraining + 6
     table = rows(engine)
     if strategy == "vr-only":
-        assert list(table[0]) == ["step", "phase", "aux_loss", "accuracy", "skipped", "lr"]
+        assert list(table[0]) == ["step", "phase", "aux_loss", "accuracy", "skipped", "lr", *PERFORMANCE]
     else:
         assert list(table[0]) == COLUMNS
     assert [int(row["step"]) for row in table] == list(range(1, engine.steps + 1))
@@ -283,10 +284,10 @@ def test_auxiliaries_have_columns_of_their_own(tmp_path, strategy, aux):
     engine = make(tmp_path / "run", with_masks(image_data()), strategy=strategy, aux=aux, seg="tiny", max_steps=2)
     assert train(engine)
     own = {"dia": ["aux_loss", "accuracy"], "seg": ["aux_loss", "dice"]}
-    gates = [] if strategy == "vr-only" else ["cosine", "gate"]
+    gates, norm = ([], []) if strategy == "vr-only" else (GATED, ["main_norm"])
     columns = [f"{name}{'_' + each if ',' in aux else ''}" for each in aux.split(",") for name in own[each] + gates]
     image = [] if strategy == "vr-only" else ["loss", "psnr"]
-    assert list(rows(engine)[0]) == ["step", "phase", *image, *columns, "skipped", "lr"]
+    assert list(rows(engine)[0]) == ["step", "phase", *image, *columns, *norm, "skipped", "lr", *PERFORMANCE]
     for row in rows(engine)[-2:]:
         assert all(row[name] for name in columns)
         assert all(0 <= float(row[name]) <= 1 for name in columns if name.startswith(("accuracy", "dice", "gate")))
@@ -349,14 +350,15 @@ def test_divergence_is_an_error_and_leaves_the_checkpoint(tmp_path):
 
 def test_step_log_reads_back_what_it_was_told(tmp_path):
     log = StepLog(tmp_path / "steps.csv", advised_measures([("dia", Diagnosis.measures)]))
-    assert log.flush() == {}
+    assert log.flush() == []
     value = torch.tensor
     log.add(1, "pretrain", {"aux_loss": value(0.5), "accuracy": value(1.0)}, lr=0.1)
     found = {"loss": value(0.1), "cosine": value(-0.25), "skipped": value(True), "psnr": value(30.0)}
     log.add(2, "train", found, lr=0.2)
     found = {"loss": value(math.nan), "cosine": value(0.75), "skipped": value(False), "psnr": value(20.0)}
     log.add(3, "train", found, lr=0.3)
-    row = log.flush()
+    row = means(log.flush())
+    assert row.pop("images_per_s") > 0 and row.pop("memory_mib") > 1 and row.pop("lr") == pytest.approx(0.2)
     assert row == pytest.approx(
         {"aux_loss": 0.5, "accuracy": 1.0, "loss": 0.1, "cosine": 0.25, "skipped": 0.5, "psnr": 25.0}
     )
@@ -364,7 +366,7 @@ def test_step_log_reads_back_what_it_was_told(tmp_path):
     np.testing.assert_array_equal(columns["step"], [1, 2, 3])
     np.testing.assert_array_equal(columns["cosine"], [math.nan, -0.25, 0.75])
     np.testing.assert_array_equal(columns["skipped"], [math.nan, 1, 0])
-    left = StepLog.left_by_a_run(log.path).read(phase="train")
+    left = read_steps(log.path, phase="train")
     assert left.keys() == columns.keys()
     for name, values in columns.items():
         np.testing.assert_array_equal(left[name], values[1:])
@@ -372,7 +374,7 @@ def test_step_log_reads_back_what_it_was_told(tmp_path):
     np.testing.assert_array_equal(log.read()["step"], [1, 2])
     (tmp_path / "other.csv").write_text("image,psnr\n")
     with pytest.raises(RunError, match=r"other\.csv is no step log"):
-        StepLog.left_by_a_run(tmp_path / "other.csv")
+        read_steps(tmp_path / "other.csv")
 
 
 def test_what_was_not_declared_is_no_measurement(tmp_path):

@@ -18,7 +18,7 @@ from train.run import main
 from train.strategies import STRATEGIES
 from train.training.prepared import sources
 
-from .tiny import arguments, config
+from .tiny import arguments, config, digits
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_the_command_line_does_the_same():
     assert main(arguments(max_steps=2, out="other")) == 0
     other = json.loads(Path("other/metrics.json").read_text())
     assert other | {"seconds": 0} == result.metrics | {"seconds": 0}
-    assert Path("one/steps.csv").read_bytes() == Path("other/steps.csv").read_bytes()
+    assert digits(Path("one/steps.csv")) == digits(Path("other/steps.csv"))
 
 
 @pytest.mark.parametrize("task", ["poisson:30", "blur:1.5", "poisson:30+blur:1.5", "sr2+gaussian:0.05"])

@@ -432,7 +432,7 @@ def test_what_is_measured(tmp_path):
     header, *rows = (result.folder / "steps.csv").read_text().splitlines()
     assert header == (
         "step,phase,loss,adversarial,wavelet,feature,consistency,kl,critic_loss,r1,aux_loss,accuracy,cosine,gate,"
-        "skipped,lr"
+        "aux_norm,main_norm,skipped,lr,images_per_s,memory_mib"
     )
     for row in rows:
         cells = dict(zip(header.split(","), row.split(","), strict=True))

@@ -20,7 +20,7 @@ from train.run import main
 from train.settings import from_json, parse
 
 from .test_engine import make
-from .tiny import arguments, config
+from .tiny import arguments, config, digits
 
 RUNS = Path(__file__).parent / "old_runs"
 OF = {
@@ -72,7 +72,8 @@ def test_it_ends_as_it_would_have(run):
     assert steps.startswith(begun) and weights.keys() == expected.keys()
     # The last digits are those of the processor: on one like that of the recorded run, all of them are the same.
     assert main(arguments(**OF[run.name], out="anew")) == 0
-    if Path("anew/steps.csv").read_bytes() == (finished(run) / "steps.csv").read_bytes():
+    before = finished(run) / "steps.csv"
+    if digits(Path("anew/steps.csv"), like=before) == digits(before):
         assert steps == (finished(run) / "steps.csv").read_bytes()
         assert all(torch.equal(value, expected[name]) for name, value in weights.items())
     for name, value in weights.items():

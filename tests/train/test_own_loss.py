@@ -20,6 +20,7 @@ from train.settings.naming import computed
 from train.strategies import STRATEGIES, strategy_class
 from train.strategies.base import Terms
 from train.training.build import build_strategy, gate_of
+from train.training.step_log import PERFORMANCE
 
 from . import tiny
 from .contracts import LR, batches, fresh_networks, make_strategy, own_losses, target_loss
@@ -104,12 +105,15 @@ def test_it_counts_as_a_setting_only_where_a_network_has_terms():
 @pytest.mark.parametrize(
     ("strategy", "ip_aux", "columns"),
     [
-        ("ip-only", None, ["aux_loss", "accuracy", "cosine", "gate"]),
-        ("ip-only", "rec", ["aux_loss_rec", "cosine_rec", "gate_rec"]),
+        ("ip-only", None, ["aux_loss", "accuracy", "cosine", "gate", "aux_norm"]),
+        ("ip-only", "rec", ["aux_loss_rec", "cosine_rec", "gate_rec", "aux_norm_rec"]),
         (
             "gradprom",
             "rec",
-            ["aux_loss_rec", "cosine_rec", "gate_rec", "aux_loss_dia", "accuracy_dia", "cosine_dia", "gate_dia"],
+            [
+                *("aux_loss_rec", "cosine_rec", "gate_rec", "aux_norm_rec"),
+                *("aux_loss_dia", "accuracy_dia", "cosine_dia", "gate_dia", "aux_norm_dia"),
+            ],
         ),
     ],
 )  # fmt: skip
@@ -118,7 +122,7 @@ def test_what_a_run_leaves_behind(strategy, ip_aux, columns, tmp_path):
     settings = config(strategy=strategy, ip="tiny-staged", ip_aux=ip_aux, out=folder, max_steps=2)
     metrics = do_run(settings).metrics
     rows = list(csv.DictReader((folder / "steps.csv").open()))
-    assert list(rows[0]) == ["step", "phase", "loss", "psnr", *columns, "skipped", "lr"]
+    assert list(rows[0]) == ["step", "phase", "loss", "psnr", *columns, "main_norm", "skipped", "lr", *PERFORMANCE]
     shares = {name for name in metrics if name.startswith("gate_open_share")}
     assert shares == {f"gate_open_share{name.removeprefix('gate')}" for name in columns if name.startswith("gate")}
     if ip_aux:

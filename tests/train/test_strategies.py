@@ -58,7 +58,7 @@ def test_ip_only_is_plain_training():
         optimizer.step()
     assert_same_weights(networks["ip"], own["ip"], rtol=1e-6, atol=1e-8)
     assert_same_weights(networks["vr"], own["vr"], rtol=0, atol=0)
-    assert set(found) == {"loss", "psnr", "skipped"}
+    assert set(found) == {"loss", "psnr", "main_norm", "skipped"}
 
 
 @pytest.mark.parametrize("auxiliaries", [("dia",), ("seg",), ("dia", "seg")])

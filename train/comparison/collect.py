@@ -53,7 +53,7 @@ def read_records(jobs: Sequence[Job], out: Path) -> list[Record]:
 
     :raises RunError: a file is missing or damaged, or runs were made from different data.
     """
-    from train.training.step_log import StepLog  # which imports PyTorch
+    from train.training.step_log import read_steps  # which imports PyTorch
 
     records: list[Record] = []
     data: dict[str, tuple[Any, Path]] = {}
@@ -69,7 +69,7 @@ def read_records(jobs: Sequence[Job], out: Path) -> list[Record]:
                 f"{where} and {folder.path} were made from different data (see data.json in both); remove the one "
                 "whose data are not those you mean"
             )
-        steps = StepLog.left_by_a_run(folder.steps).read(phase="train")
+        steps = read_steps(folder.steps, phase="train")
         records.append(Record(job, folder.path, metrics, tuple(names), images, steps))
     return records
 

@@ -18,7 +18,8 @@ LONGEST = 120  # characters of a name; beyond, a part of the identity stands for
 
 _IN_FRONT = ("dataset", "source", "task", "sigma", "strategy", "seed")  # what every name or identity says anyhow
 _FIRST = ("aux", "gate", "aux_weight")  # what a person looks for first
-_WORDS = {"aux_weight": "lambda", "aux": "", "vr": "", "seg": "", "ip": ""}  # whose values speak for themselves
+# Empty: its values speak for themselves.
+_WORDS = {"aux_weight": "lambda", "aux": "", "vr": "", "seg": "", "ip": "", "precision": ""}
 
 
 def computed(settings: Settings) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from train.strategies.base import (
     Granularity,
     Hyper,
     Keeps,
+    Precision,
     TrainOn,
     VRLoss,
     VRStart,
@@ -403,6 +404,12 @@ class Training(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "Where to compute; auto takes a GPU if there is one.", computes=False
+    )
+    precision: Precision = setting(
+        "fp32",
+        "In which numbers networks are trained. bf16: bfloat16 where PyTorch's autocast takes it, which is faster on "
+        "GPUs and on processors with AMX or AVX512_BF16. fp16: float16, with a scale that a gradient scaler adapts. "
+        "Weights, losses and optimizers stay in float32, and so does the evaluation.",
     )
     augment: bool = setting(
         False,

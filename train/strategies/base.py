@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     import gradprom_ext as gp
+    from train.precision import MixedPrecision
     from train.strategies.auxiliary import Auxiliary
     from train.team import Team
 
@@ -37,6 +38,7 @@ Adversarial = Literal["discriminator", "consistency", "both", "none"]
 VRLoss = Literal["supervised", "unsupervised"]
 Keeps = Literal["details", "brightness"]
 Hyper = Literal["first-order", "unrolled"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = TypeVar("Optimizer", bound="torch.optim.Optimizer")
 
 
@@ -75,6 +77,7 @@ class Measure(NamedTuple):
 LOSS = Measure("loss", "loss", "{:.4f}", loss=True)
 PSNR = Measure("psnr", "PSNR", "{:.2f} dB")
 SKIPPED = Measure("skipped")  # 1 where a gradient was not finite and nothing was moved, else 0
+SCALE = Measure("scale")  # of the losses in float16, for the next iteration
 
 Measurements = dict[str, "Tensor"]
 """What an iteration measured, by the measures' names: 0-dim tensors on the device, so that nothing waits for them
@@ -178,6 +181,7 @@ class Terms(NamedTuple):
     :param ip_loss: a name in :data:`train.losses.IMAGE_LOSSES`.
     :param adversarial: what an encoder that is pre-trained learns from besides the reconstruction.
     :param encoder: the key of the role whose network is pre-trained.
+    :param precision: in which numbers networks compute while they are trained; evaluations are in float32.
     """
 
     epochs: int = 1
@@ -193,6 +197,7 @@ class Terms(NamedTuple):
     ip_loss: str = "mse"
     adversarial: Adversarial = "discriminator"
     encoder: str = "vr"
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True)
@@ -238,6 +243,7 @@ class Strategy(ABC):
     :cvar vr_update: what becomes of VR, where the strategy fixes it.
     :ivar second: whether a batch must hold its images degraded a second time.
     :ivar team: of the processes that train together; ``None``: this one is alone.
+    :ivar precision: what networks are called through in training; :meth:`equip` makes it.
     :param auxiliaries: the tasks of the VRs; ignored where ``uses_auxiliaries`` is false.
     :param terms: lengths, and what else a run asks.
     :raises RunError: the strategy cannot do with these auxiliaries.
@@ -254,6 +260,7 @@ class Strategy(ABC):
     vr_update: ClassVar[VRUpdate | None] = None
     second: bool = False
     team: Team | None = None
+    precision: MixedPrecision
 
     def __init__(self, auxiliaries: Sequence[Auxiliary] = (), terms: Terms | None = None) -> None:
         self.auxiliaries = tuple(auxiliaries) if self.uses_auxiliaries else ()
@@ -285,6 +292,11 @@ class Strategy(ABC):
     def ip_aux(self) -> tuple[str, ...]:
         """Names of those losses of IP's own that are auxiliaries; none in a strategy without IP."""
         return self.terms.ip_aux if self.trains_ip else ()
+
+    @property
+    def advising(self) -> tuple[str, ...]:
+        """The names of all auxiliaries, in the order in which IP's optimizer is given their losses."""
+        return (*self.ip_aux, *(each.name for each in self.auxiliaries))
 
     @property
     def among(self) -> int:
@@ -323,7 +335,11 @@ class Strategy(ABC):
 
     def equip(self, learners: Mapping[str, Learner]) -> None:
         """Hands over the networks, by the keys of :attr:`roles`."""
+        from train.precision import MixedPrecision
+
         self.learners = learners
+        parameter = next(learners[self.roles[0].key].network.parameters())
+        self.precision = MixedPrecision(self.terms.precision, parameter.device, self.team)
 
     def begin(self, phase: Phase) -> None:  # noqa: B027 (most strategies have nothing to do here)
         """Called once, when a phase begins, with the networks as the phase before has left them."""
@@ -441,9 +457,9 @@ class WithIP(Strategy):
         network = self.ip.network
         training_loss: Callable[[Tensor, Tensor], TrainingLoss] | None = getattr(network, "training_loss", None)
         if training_loss is not None:
-            own = training_loss(batch.degraded, batch.clean)
+            own = self.precision(training_loss, batch.degraded, batch.clean)
         else:
-            enhanced = network(batch.degraded)
+            enhanced = self.precision(network, batch.degraded)
             own = TrainingLoss(enhanced, losses.IMAGE_LOSSES[self.terms.ip_loss](enhanced, batch.clean))
         main = own.total(without=self.ip_aux)
         found = Losses(main, measured={"loss": main.detach(), "psnr": batch_psnr(own.enhanced, batch.clean)})
@@ -453,24 +469,33 @@ class WithIP(Strategy):
             found.measured[column("aux_loss", name, self.among)] = loss.detach()
         return own.enhanced, found
 
-    def move_ip(self, found: Losses) -> gp.GateStats:
-        """Steps theta with the gradients that the gate lets through; the VRs' parameters get their ``.grad``."""
+    def move_ip(self, found: Losses, others: Iterable[Learner] = ()) -> gp.GateStats:
+        """Steps theta with the gradients that the gate lets through; the VRs' parameters get their ``.grad``.
+
+        :param others: that get one, too: where it overflows in float16, theta's step is skipped.
+        """
         assert found.main is not None
         self.ip.optimizer.zero_grad()
-        self.ip.optimizer.backward(found.main, *found.auxiliary)
-        self.ip.optimizer.step()
+        self.ip.optimizer.backward(found.main, *found.auxiliary, scaler=self.precision.scaler)
+        for loss in found.own:  # a loss that does not reach IP has left no gradient yet
+            self.precision.backward(loss)
+        self.precision.step(self.ip.optimizer, self.precision.overflowed(others))
         self.ip.schedule.step()
         assert self.ip.optimizer.stats is not None  # there has been a step
         return self.ip.optimizer.stats
 
     def gates(self, stats: gp.GateStats) -> Measurements:
-        """What the gate of each auxiliary did."""
-        names = (*self.ip_aux, *(each.name for each in self.auxiliaries))
-        return {
-            column(what, name, self.among): values[..., k].mean()
-            for k, name in enumerate(names)
-            for what, values in (("cosine", stats.cosine), ("gate", stats.gate))
-        }
+        """What the gate of each auxiliary did, and how long the gradients were. With a gate for each tensor, cosines
+        and gates are the means of theirs."""
+        import torch
+
+        length = torch.linalg.vector_norm
+        found = {MAIN_NORM.name: length(stats.main_norm)}
+        for k, name in enumerate(self.advising):
+            own = {"cosine": stats.cosine[..., k].mean(), "gate": stats.gate[..., k].mean()}
+            own[AUX_NORM.name] = length(stats.aux_norm[..., k])
+            found |= {column(what, name, self.among): value for what, value in own.items()}
+        return found
 
     def enhance(self, degraded: Tensor) -> Tensor:
         return self.ip.network(degraded)
@@ -489,7 +514,7 @@ class WithVR(Strategy):
         :param images: ``float [N, C, H, W]``: the enhanced ones, with their graph, or the clean or degraded ones.
         """
         for each in self.auxiliaries:
-            output = self.vr(each).network(images)
+            output = self.precision(self.vr(each).network, images)
             loss = each.loss(output, batch)
             found.auxiliary += (loss,)
             measured = {"aux_loss": loss.detach(), **each.measure(output.detach(), batch)}
@@ -507,12 +532,16 @@ class WithVR(Strategy):
         :returns: what was measured, and whether the step was skipped.
         """
         skipped = self.not_finite(*found.auxiliary)
-        for each, loss in zip(self.auxiliaries, found.auxiliary, strict=True):
-            self.vr(each).optimizer.zero_grad()
-            loss.backward()
-        for each in self.auxiliaries:
-            step_unless(skipped, self.vr(each))
+        learners = [self.vr(each) for each in self.auxiliaries]
+        for learner, loss in zip(learners, found.auxiliary, strict=True):
+            learner.optimizer.zero_grad()
+            self.precision.backward(loss)
+        if (overflowed := self.precision.unscale(learners)) is not None:
+            skipped = skipped | overflowed
+        for learner in learners:
+            step_unless(skipped, learner)
         self._kept.restore_if(skipped)
+        self.precision.update()
         return found.measured | {"skipped": skipped}
 
 
@@ -520,7 +549,9 @@ AUX_LOSS = Measure("aux_loss", "VR loss", "{:.2f}", loss=True)
 IP_AUX_LOSS = Measure("aux_loss", "loss", "{:.4f}", loss=True)
 COSINE = Measure("cosine", "cosine", "{:+.2f}")
 GATE = Measure("gate", "gate", "{:.0%}")
-
+AUX_NORM = Measure("aux_norm")  # length of an auxiliary's gradient with respect to theta, before its weight
+MAIN_NORM = Measure("main_norm")  # and that of the main one
+GATED = (COSINE, GATE, AUX_NORM)
 
 PRETRAIN = "pretrain"
 
@@ -609,14 +640,16 @@ class Advised(WithIP, WithVR):
         for each in self.auxiliaries:
             vr = self.vr(each).network
             advisor = self._teachers[each.role.key] if self.terms.vr_update == "ema" else vr
-            output = advisor(enhanced)
-            with torch.no_grad():
-                target = self._teachers.get(each.role.key, vr)(batch.clean) if self._unsupervised else None
+            output = self.precision(advisor, enhanced)
+            target = None
+            if self._unsupervised:
+                with torch.no_grad():
+                    target = self.precision(self._teachers.get(each.role.key, vr), batch.clean)
             found.auxiliary += (self._vr_loss(each, output, batch, target),)
             measured = {"aux_loss": found.auxiliary[-1].detach(), **each.measure(output.detach(), batch)}
             found.measured |= {column(name, each.name, self.among): v for name, v in measured.items()}
             if self.terms.vr_update == "ema":
-                own.append(self._vr_loss(each, vr(enhanced.detach()), batch, target))
+                own.append(self._vr_loss(each, self.precision(vr, enhanced.detach()), batch, target))
         found.own = tuple(own)
         return found
 
@@ -631,20 +664,22 @@ class Advised(WithIP, WithVR):
             return measured
         for each in self.auxiliaries:
             self.vr(each).optimizer.zero_grad()
-        stats = self.move_ip(found)
-        self.move_vr(found, stats.skipped)
+        stats = self.move_ip(found, self._learning)
+        self.move_vr(stats.skipped)
         self._kept.restore_if(stats.skipped)
         self._follow(stats.skipped)
+        self.precision.update()
         return found.measured | self.gates(stats) | {"skipped": stats.skipped}
 
-    def move_vr(self, found: Losses, skipped: Tensor) -> None:
-        """Steps phi with the gradient of its loss, unless ``skipped`` is 1 or VR stays as it is."""
-        if self.terms.vr_update == "fixed":
-            return
-        for loss in found.own:  # a loss that does not reach IP has left no gradient yet
-            loss.backward()
-        for each in self.auxiliaries:
-            step_unless(skipped, self.vr(each))
+    def move_vr(self, skipped: Tensor) -> None:
+        """Steps phi with the gradient of its loss, unless ``skipped`` is 1."""
+        for each in self._learning:
+            step_unless(skipped, each, self.precision.scale)
+
+    @property
+    def _learning(self) -> list[Learner]:
+        """The VRs that learn along."""
+        return [] if self.terms.vr_update == "fixed" else [self.vr(each) for each in self.auxiliaries]
 
     def _follow(self, skipped: Tensor) -> None:
         """Moves the slow copies towards VR."""
@@ -676,23 +711,33 @@ def advised_measures(
     :param ip_aux: names of those losses of IP's own that are auxiliaries.
     """
     among = told_apart(ip_aux, auxiliaries)
-    own = [columns((IP_AUX_LOSS, COSINE, GATE), name, among) for name in ip_aux]
-    own += [columns((AUX_LOSS, *measures, COSINE, GATE), name, among) for name, measures in auxiliaries]
-    return (LOSS, PSNR, *(measure for each in own for measure in each), SKIPPED)
+    own = [columns((IP_AUX_LOSS, *GATED), name, among) for name in ip_aux]
+    own += [columns((AUX_LOSS, *measures, *GATED), name, among) for name, measures in auxiliaries]
+    return (LOSS, PSNR, *(measure for each in own for measure in each), MAIN_NORM, SKIPPED)
 
 
-def step_unless(skipped: Tensor, learner: Learner) -> None:
+def step_unless(skipped: Tensor, learner: Learner, scale: Tensor | None = None) -> None:
     """A step of one of PyTorch's fused optimizers that moves neither parameters nor state where ``skipped`` is 1.
 
     PyTorch's fused kernels take that decision on the device, which is what a gradient scaler uses them for; a step that
     is not skipped has the digits of one that was never asked.
 
     :param skipped: 0 or 1, ``[]``, on the device of the parameters.
+    :param scale: of the gradients, float32 ``[]``, which the kernel divides them by; ``None``: they have none.
     """
-    learner.optimizer.grad_scale = None  # type: ignore[attr-defined]
-    learner.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-    learner.optimizer.step()
+    fused_step(learner.optimizer, skipped.float(), scale)
     learner.schedule.step()
+
+
+def fused_step(optimizer: torch.optim.Optimizer, skipped: Tensor | None, scale: Tensor | None) -> None:
+    """A step of one of PyTorch's fused optimizers, as a gradient scaler has it taken.
+
+    :param skipped: 0 or 1, float32 ``[]``; ``None``: it is taken.
+    :param scale: of the gradients, float32 ``[]``; ``None``: they have none.
+    """
+    optimizer.grad_scale = scale  # type: ignore[attr-defined]
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]
+    optimizer.step()
 
 
 class Buffers:

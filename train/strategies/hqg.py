@@ -14,10 +14,10 @@ from train.features import penultimate
 from train.strategies import STRATEGIES
 from train.strategies.base import (
     AUX_LOSS,
-    COSINE,
     CRITIC,
-    GATE,
+    GATED,
     LOSS,
+    MAIN_NORM,
     SKIPPED,
     Buffers,
     Gate,
@@ -30,6 +30,7 @@ from train.strategies.base import (
     WithVR,
     column,
     columns,
+    fused_step,
 )
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ class HQG(WithIP, WithVR):
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        own = [columns((AUX_LOSS, *each.measures, COSINE, GATE), each.name, self.among) for each in self.auxiliaries]
+        own = [columns((AUX_LOSS, *each.measures, *GATED), each.name, self.among) for each in self.auxiliaries]
         parts = (*map(Measure, PARTS), Measure("critic_loss", "critic", "{:.3f}", loss=True), Measure("r1"))
-        return (LOSS, *parts, *(measure for each in own for measure in each), SKIPPED)
+        return (LOSS, *parts, *(measure for each in own for measure in each), MAIN_NORM, SKIPPED)
 
     @property
     def critic(self) -> Learner[torch.optim.Optimizer]:
@@ -90,16 +91,19 @@ class HQG(WithIP, WithVR):
         self._description = None
         network = self.ip.network
         if not getattr(network, "takes_guide", False):
-            self._enhanced = network(batch.degraded)
+            self._enhanced = self.precision(network, batch.degraded)
         else:
-            self._description = network.describe(batch.guide)  # type: ignore[operator]
-            self._enhanced = network.enhance(batch.degraded, self._description.sample())  # type: ignore[operator]
+            describe: Any = network.describe
+            enhance: Any = network.enhance
+            self._description = self.precision(describe, batch.guide)
+            self._enhanced = self.precision(enhance, batch.degraded, self._description.sample())
         return Losses()
 
     def update(self, found: Losses) -> Measurements:
         import torch
 
         batch, enhanced = self._batch, self._enhanced
+        self._overflowed: list[Tensor] = []
         before = Snapshot([self.critic, *(self.vr(each) for each in self.auxiliaries)])
         found.measured |= self._move_critic(batch.guide, enhanced.detach())
         # The unrolled loss starts from where VR was, so the graph of its step is made before VR moves.
@@ -117,10 +121,13 @@ class HQG(WithIP, WithVR):
         found.measured |= {"loss": found.main.detach(), **{name: part.detach() for name, part in parts.items()}}
         # A factor of 1, or of NaN where another loss is not finite: then theta's gradient is, and the step is skipped.
         known = torch.stack([found.measured["critic_loss"], *(loss.detach() for loss in found.auxiliary)])
+        if self._overflowed:
+            known = torch.where(torch.stack(self._overflowed).any(), torch.nan, known)
         found.main = found.main * (1 + 0 * known.sum())
         stats = self.move_ip(found)
         before.restore_if(stats.skipped)
         self._kept.restore_if(stats.skipped)
+        self.precision.update()
         return found.measured | self.gates(stats) | {"skipped": stats.skipped}
 
     def settle(self, guides: Sequence[Tensor]) -> None:
@@ -133,12 +140,12 @@ class HQG(WithIP, WithVR):
         assert real is not None
         network, learner = self.critic.network, self.critic
         real = real.detach().requires_grad_()
-        logits = network(real)
+        logits = network(real)  # in float32, as all that is differentiated twice
         penalty = losses.r1_penalty(logits, real)
-        loss = losses.critic_loss(logits, network(made))
+        loss = losses.critic_loss(logits, self.precision(network, made))
         learner.optimizer.zero_grad()
-        (loss + self.terms.unpaired.r1_weight * penalty).backward()
-        learner.optimizer.step()
+        self.precision.backward(loss + self.terms.unpaired.r1_weight * penalty)
+        self._step(learner)
         learner.schedule.step()
         return {"critic_loss": (loss + 0 * penalty).detach(), "r1": penalty.detach()}
 
@@ -150,13 +157,23 @@ class HQG(WithIP, WithVR):
         learner = self.vr(auxiliary)
         measured: Measurements = {}
         for _ in range(self.terms.unpaired.inner_steps):
-            output = learner.network(images)
+            output = self.precision(learner.network, images)
             measured = measured or auxiliary.measure(output.detach(), self._batch)
             learner.optimizer.zero_grad()
-            auxiliary.loss(output, self._batch).backward()
-            learner.optimizer.step()
+            self.precision.backward(auxiliary.loss(output, self._batch))
+            self._step(learner)
         learner.schedule.step()
         return {column(name, auxiliary.name, self.among): value for name, value in measured.items()}
+
+    def _step(self, learner: Learner) -> None:
+        """Of a network that is not theta's. Where its gradient overflows it stays as it is, and theta's step will be
+        skipped for it, which undoes whatever else has moved."""
+        overflowed = self.precision.overflowed([learner])
+        if overflowed is None:
+            learner.optimizer.step()
+            return
+        self._overflowed.append(overflowed)
+        fused_step(learner.optimizer, overflowed.float(), self.precision.scale)
 
     @property
     def _unrolls(self) -> bool:
@@ -165,7 +182,7 @@ class HQG(WithIP, WithVR):
     def _unrolled(self, auxiliary: Auxiliary) -> Tensor:
         """The task's loss at ``phi - beta grad_phi L``, as a function of theta twice: through the enhanced images, and
         through the step. Of one step of gradient descent, whatever VR's own optimizer is; under plain SGD with
-        ``inner_steps=1`` it is VR's own."""
+        ``inner_steps=1`` it is VR's own. In float32, as all that is differentiated twice."""
         import torch
 
         learner = self.vr(auxiliary)
@@ -179,12 +196,14 @@ class HQG(WithIP, WithVR):
 
     def _recognized(self, enhanced: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """What every VR says of the enhanced images, and its features of them."""
+        from train.precision import widened
+
         outputs, features = [], []
         for each in self.auxiliaries:
             network = self.vr(each).network
             with penultimate(network) as seen:
-                outputs.append(fixed(network, enhanced))
-            features.append(seen[0])
+                outputs.append(self.precision(fixed, network, enhanced))
+            features.append(widened(seen[0]))
         return outputs, features
 
     def _parts(self, own_features: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -194,6 +213,8 @@ class HQG(WithIP, WithVR):
         """
         import torch
 
+        from train.precision import widened
+
         batch, enhanced, weights = self._batch, self._enhanced, self.terms.unpaired
         given = batch.enlarged()
         compared = list(own_features)
@@ -202,21 +223,22 @@ class HQG(WithIP, WithVR):
             for each in self.auxiliaries:
                 network = self.vr(each).network
                 with penultimate(network) as seen:
-                    fixed(network, given)
-                targets.append(seen[0])
+                    self.precision(fixed, network, given)
+                targets.append(widened(seen[0]))
         parts = {
-            "adversarial": weights.adversarial_weight * losses.adversarial_loss(fixed(self.critic.network, enhanced)),
+            "adversarial": weights.adversarial_weight
+            * losses.adversarial_loss(self.precision(fixed, self.critic.network, enhanced)),
             "wavelet": weights.wavelet_weight * losses.wavelet_loss(enhanced, given, keeps=weights.keeps),
         }
         if self._description is not None:
             network = self.ip.network
             encoder: Any = network.enhancer.encoder  # type: ignore[union-attr]
             guidance: Any = network.guidance
-            compared += fixed(encoder, enhanced)
+            compared += self.precision(fixed, encoder, enhanced)
             with torch.no_grad():
-                targets += encoder(given)
+                targets += self.precision(encoder, given)
             parts["consistency"] = weights.consistency_weight * losses.consistency_loss(
-                fixed(guidance, enhanced).mean, self._description.mean
+                self.precision(fixed, guidance, enhanced).mean, self._description.mean
             )
             if self._description.log_variance is not None:
                 parts["kl"] = weights.kl_weight * losses.kl_loss(*self._description)

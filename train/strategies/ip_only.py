@@ -38,4 +38,5 @@ class IPOnly(WithIP):
     def update(self, found: Losses) -> Measurements:
         stats = self.move_ip(found)
         self._kept.restore_if(stats.skipped)
+        self.precision.update()
         return found.measured | self.gates(stats) | {"skipped": stats.skipped}

@@ -140,8 +140,8 @@ class Masked(Strategy):
 
     def losses(self, batch: Batch) -> Losses:
         self._kept = Buffers(each.network for each in self.learners.values())
-        embedding = self._network.features(batch.enlarged())
-        decoded = self._decoded(embedding, batch.clean)
+        embedding = self.precision(self._network.features, batch.enlarged())
+        decoded = self.precision(self._decoded, embedding, batch.clean)
         loss = losses.IMAGE_LOSSES[self.terms.ip_loss](decoded, batch.clean)
         found = Losses(
             measured={
@@ -153,14 +153,15 @@ class Masked(Strategy):
         total = loss
         if self._critical:
             critic = self.learners[CRITIC.key].network.requires_grad_(False)
-            adversarial = losses.adversarial_loss(critic(decoded))
+            adversarial = losses.adversarial_loss(self.precision(critic, decoded))
             critic.requires_grad_(True)
-            found.own = (losses.critic_loss(critic(batch.clean), critic(decoded.detach())),)
+            real, made = (self.precision(critic, images) for images in (batch.clean, decoded.detach()))
+            found.own = (losses.critic_loss(real, made),)
             found.measured |= {"adversarial": adversarial.detach(), "critic_loss": found.own[0].detach()}
             total = total + CRITIC_WEIGHT * adversarial
         if self.second:
             assert batch.second is not None
-            other = self._network.features(replace(batch, degraded=batch.second).enlarged())
+            other = self.precision(self._network.features, replace(batch, degraded=batch.second).enlarged())
             apart = losses.embedding_distance(embedding, other) + losses.embedding_distance(other, embedding)
             found.measured["consistency"] = apart.detach() / 2
             total = total + CONSISTENCY_WEIGHT * apart / 2
@@ -174,10 +175,13 @@ class Masked(Strategy):
         for learner in self.learners.values():
             learner.optimizer.zero_grad()
         for loss in parts:
-            loss.backward()
+            self.precision.backward(loss)
+        if (overflowed := self.precision.unscale(self.learners.values())) is not None:
+            skipped = skipped | overflowed
         for learner in self.learners.values():
             step_unless(skipped, learner)
         self._kept.restore_if(skipped)
+        self.precision.update()
         return found.measured | {"skipped": skipped}
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -53,6 +53,7 @@ class Experiment:
     :param device: where to compute.
     :param data: its images: those that were asked for or, where they are unpaired, what is left of them.
     :param notes: what a person should know about the first weights, a sentence each.
+    :param gate: what IP's optimizer is told about the auxiliaries, see :func:`gate_of`; empty without IP.
     :param team: of the processes that train it together.
     """
 
@@ -64,6 +65,7 @@ class Experiment:
     device: torch.device
     data: ImageData
     notes: Sequence[str] = ()
+    gate: Mapping[str, Any] = field(default_factory=dict)
     team: Team = ALONE
 
     def settle(self) -> None:
@@ -144,7 +146,10 @@ def build(
     training = settings.training
     phases = strategy.phases(per_epoch)
     notes: list[str] = []
-    experiment = Experiment(strategy, phases, crops, training.batch_size, training.seed, device, data, notes, team)
+    gate = gate_of(settings, strategy) if strategy.trains_ip else {}
+    experiment = Experiment(
+        strategy, phases, crops, training.batch_size, training.seed, device, data, notes, gate, team
+    )
     equip = partial(
         build_learners,
         settings,
@@ -155,11 +160,11 @@ def build(
         device=device,
         first=first or {},
     )
-    strategy.equip(equip(notes=notes, team=team.alone()))
     strategy.team = team.alone()
+    strategy.equip(equip(notes=notes, team=team.alone()))
     rehearse(experiment, settings, data)
-    strategy.equip(equip(notes=[], team=team))
     strategy.team = team
+    strategy.equip(equip(notes=[], team=team))
     return experiment
 
 
@@ -210,6 +215,7 @@ def build_strategy(settings: Settings, data: ImageData) -> Strategy:
         ip_loss=settings.network.ip_loss,
         adversarial=method.adversarial,
         encoder=AUXILIARIES[settings.auxiliary.names[0]].role.key,  # type: ignore[attr-defined]
+        precision=training.precision,
     )
     return kind(auxiliaries, terms)
 

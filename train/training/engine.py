@@ -18,7 +18,8 @@ from train.training import checkpoint
 from train.training.batches import batches
 from train.training.build import Experiment
 from train.training.progress import Display
-from train.training.step_log import Row, StepLog
+from train.training.step_log import Row, StepLog, means
+from train.training.watch import Watch
 
 
 class Cadence(NamedTuple):
@@ -52,7 +53,14 @@ class Engine:
         self.strategy = experiment.strategy
         self.cadence = cadence
         self.team = experiment.team
-        self.log = StepLog(folder.steps, experiment.strategy.measures)
+        self.log = StepLog(
+            folder.steps,
+            (*self.strategy.measures, *self.strategy.precision.measures),
+            device=experiment.device,
+            every=cadence.log_every,
+            batch_size=experiment.batch_size,
+        )
+        self.watch = Watch(self.strategy, experiment.gate)
         self.checkpoint = folder.checkpoint
         self.step = 0
         self._begun = begun
@@ -76,7 +84,7 @@ class Engine:
         """
         if self.step == 0:
             self._seed()  # whatever this process did before
-            self.save()  # so that a run that is killed at any moment from here can be resumed
+            self.save(display)  # so that a run that is killed at any moment from here can be resumed
         before = 0
         for phase in self.experiment.phases:
             done = self.step - before
@@ -91,13 +99,14 @@ class Engine:
             strategy.begin(phase)
         strategy.enter(phase)
         order = experiment.order(phase, done)
-        with display.phase(phase.title, done, phase.iterations) as show:
+        self.log.begin()
+        with display.phase(phase.title, done, phase.iterations, before=self.step - done) as show:
             for batch in batches(experiment.crops, order, num_workers=cadence.num_workers):
                 lr = strategy.lr
                 with self.team.together():
                     found = strategy.update(strategy.losses(batch.to(experiment.device)))
                 self.team.level((*strategy.networks.values(), *strategy.companions.values()))
-                found = self.team.mean(found)
+                found = self.team.mean(found) | strategy.precision.measured
                 done += 1
                 self.step += 1
                 self.log.add(self.step, phase.name, found, lr)
@@ -106,31 +115,36 @@ class Engine:
                 # each has its signals at its own moment, talk about it now and then.
                 stopping = self.team.any(stop.requested) if look or self.team.size == 1 else False
                 due = stopping or done == phase.iterations
-                if due or look:
-                    show(done, self._read_back())
+                if look or due:
+                    show(done, self._read_back(display, wait=due))
                 overdue = self.team.any(self._overdue()) if look or self.team.size == 1 else False
                 if due or self.step % cadence.checkpoint_every == 0 or overdue:
-                    self.save()
+                    self.save(display)
                 if stopping:
                     return False
         return True
 
-    def _read_back(self) -> Row:
-        row = self.log.flush()
+    def _read_back(self, display: Display, *, wait: bool) -> Row:
+        rows = self.log.flush(wait=wait)
+        for warning in self.watch.look(rows):
+            display.warn(warning)
+        row = means(rows)
         losses = [each.name for each in self.strategy.measures if each.loss]
         if lost := [name for name in losses if math.isnan(row.get(name, 0.0))]:
             raise RunError(
                 f"the training has diverged: {' and '.join(lost)} stopped being finite before step {self.step} "
                 f"(see {self.log.path}); lower --lr, --vr-lr or --aux-weight"
+                + (", or give --precision bf16" if self.strategy.precision.name == "fp16" else "")
             )
         return row
 
-    def save(self) -> None:
+    def save(self, display: Display) -> None:
         """Writes the checkpoint, and before it what ``steps.csv`` lacks.
 
+        :param display: is told what is worth a warning in that.
         :raises RunError: a file cannot be written.
         """
-        self._read_back()
+        self._read_back(display, wait=True)
         random = self.team.all(_random_state())
         self._saved = time.monotonic()
         if not self.team.leads:
@@ -187,7 +201,7 @@ class Engine:
                 (f"{key}_optimizer", learner.optimizer),
                 (f"{key}_schedule", learner.schedule),
             )
-        } | self.strategy.companions
+        } | {**self.strategy.companions, **self.strategy.precision.parts}
 
 
 def _random_state() -> dict[str, Any]:

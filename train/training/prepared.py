@@ -48,6 +48,7 @@ _DEPENDS_ON = (
     "train/training/*.py",
     "train/losses.py",
     "train/frequencies.py",
+    "train/precision.py",
     "train/seeds.py",
 )
 _NOTHING = Gaussian(0.0)
@@ -81,6 +82,7 @@ def clean_settings(settings: Settings, auxiliary: str, seed: int) -> Settings:
             "augment": clean.clean_augment,
             "seed": seed,
             "clean_seed": None,
+            "precision": "fp32",  # a reader must not depend on how the run was computed that it reads
             "task": "denoise",
             "sigma": 0.0,
             "reader": False,

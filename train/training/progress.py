@@ -58,13 +58,18 @@ class Display:
         """Says that something takes minutes, which a person would otherwise take for a standstill."""
         self.say(text)
 
+    def warn(self, text: str) -> None:
+        """Says what a person should know who sees nothing else of a training."""
+        self.announce(f"Warning: {text}")
+
     @contextlib.contextmanager
-    def phase(self, title: str, done: int, steps: int) -> Iterator[Callable[[int, Row], None]]:
+    def phase(self, title: str, done: int, steps: int, *, before: int = 0) -> Iterator[Callable[[int, Row], None]]:
         """
         :param title: what is going on ("training").
         :param done: steps of the phase that an earlier process has done.
         :param steps: steps of the phase in all.
-        :returns: a function to be told, now and then, how many steps are done and what ``StepLog.flush`` returned.
+        :param before: steps of the phases before this one; TensorBoard counts as ``steps.csv`` does.
+        :returns: a function to be told, now and then, how many steps are done, and the means of what was measured.
         """
         begun = time.monotonic()
         first, said = done, done
@@ -76,7 +81,7 @@ class Display:
             if events is not None:
                 for name, value in row.items():
                     if math.isfinite(value):  # NaN: nothing was measured since the last look
-                        events.add_scalar(f"{title}/{name}", value, done)
+                        events.add_scalar(f"{title}/{name}", value, before + done)
             if bar is not None:
                 bar.update(task, completed=done, told=told)
             elif done - said >= steps / LINES_PER_PHASE or done == steps:
@@ -84,7 +89,7 @@ class Display:
                 left = timedelta(seconds=round((steps - done) / rate))
                 self.say(f"{title}: step {done}/{steps}  {told}  {left} left")
 
-        with self._bar() as bar, self._writer() as events:
+        with self._bar() as bar, self._writer(before + done) as events:
             if bar is not None:
                 task = bar.add_task(title, total=steps, completed=done, told="")
             yield tell
@@ -106,8 +111,13 @@ class Display:
             console=self.console,
         )
 
-    def _writer(self) -> contextlib.AbstractContextManager[SummaryWriter | None]:
-        return contextlib.nullcontext() if self.events is None else summary_writer()(str(self.events))
+    def _writer(self, done: int) -> contextlib.AbstractContextManager[SummaryWriter | None]:
+        """
+        :param done: steps; what a process that was interrupted has written of later ones is forgotten.
+        """
+        if self.events is None:
+            return contextlib.nullcontext()
+        return summary_writer()(str(self.events), purge_step=done + 1)
 
 
 def measured(row: Row, measures: Sequence[Measure]) -> str:
