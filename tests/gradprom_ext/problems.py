@@ -20,9 +20,8 @@ GATES = list(policy.GATES)
 
 
 def bits(t: torch.Tensor) -> bytes:
-    if t.numel() == 0:
-        return b""
-    return t.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+    flat = torch.empty(t.numel(), dtype=t.dtype)  # of stride 1, which reshape() does not give a single element
+    return flat.copy_(t.detach().reshape(-1)).view(torch.uint8).numpy().tobytes()
 
 
 # Update rules --------------------------------------------------------------------------------------------------------
