@@ -55,6 +55,8 @@ RUNS: dict[str, dict[str, Any]] = {
 OTHERS: dict[str, dict[str, Any]] = {
     "batch statistics and dropout": {"strategy": "gradprom"},
     "masked": {"strategy": "masked"},
+    "masked in float16": {"strategy": "masked", "precision": "fp16"},
+    "float16": {"strategy": "gradprom", "precision": "fp16"},
     "hqg": {"strategy": "hqg", "ip": "hqgnet", "ip.width": 2, "ip.levels": 1, "task": "illumination", "crop": 16},
 }
 """Strategies whose replicas must stay the same all the same."""
