@@ -27,6 +27,7 @@ from train.team import ALONE, Team
 from train.training.build import build
 from train.training.engine import Cadence, Engine
 from train.training.progress import Display
+from train.training.step_log import PERFORMANCE
 
 from ..gradprom_ext.processes import start, together
 from .tiny import arguments, config, image_data
@@ -83,7 +84,8 @@ def weights(engine: Engine) -> dict[str, torch.Tensor]:
 
 
 def rows(engine: Engine) -> dict[str, Any]:
-    return engine.log.read()
+    """The step log, without what differs from run to run."""
+    return {name: values for name, values in engine.log.read().items() if name not in PERFORMANCE}
 
 
 def everyone() -> Team:
