@@ -155,12 +155,15 @@ def agreements(rank: int, number: int) -> Any:
     }
 
 
-def uneven(rank: int, number: int, *, folder: str) -> Any:
-    try:
-        engine_of(Path(folder) / str(rank), everyone(), strategy="ip-only", batch_size=3)
-    except RunError as error:
-        return str(error)
-    return None
+def refused(rank: int, number: int, *, folder: str) -> Any:
+    messages = []
+    for changes in ({"batch_size": 3}, {"sync_batchnorm": True}):
+        try:
+            engine_of(Path(folder) / str(rank), everyone(), strategy="ip-only", **changes)
+            messages.append("")
+        except RunError as error:
+            messages.append(str(error))
+    return messages
 
 
 def deserted(rank: int, number: int, *, folder: str) -> Any:
@@ -196,7 +199,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         works[name] = ("not_finite_on_one", {"folder": str(folder / name), "strategy": strategy})
     works["stopped"] = ("stopped_and_resumed", {"folder": str(folder / "stopped")})
     works["agreements"] = ("agreements", {})
-    works["uneven"] = ("uneven", {"folder": str(folder / "uneven")})
+    works["refused"] = ("refused", {"folder": str(folder / "refused")})
     return {"folder": [folder], **together(folder, 2, __name__, works)}
 
 
@@ -257,12 +260,12 @@ def test_what_processes_agree_on(two: dict[str, list[Any]]) -> None:
     assert first["part"] == [0, 1] and second["part"] == [2, 3] and first["when"] <= second["when"]
 
 
-def test_a_batch_that_cannot_be_shared_evenly(two: dict[str, list[Any]]) -> None:
-    for message in two["uneven"]:
-        assert (
-            message == "--batch-size 3 is that of all processes together, and 2 cannot share it evenly; "
-            "give --batch-size 4"
+def test_what_processes_cannot_do(two: dict[str, list[Any]]) -> None:
+    for uneven, synchronized in two["refused"]:
+        assert uneven == (
+            "--batch-size 3 is that of all processes together, and 2 cannot share it evenly; give --batch-size 4"
         )
+        assert synchronized.startswith("--sync-batchnorm works on GPUs alone")
 
 
 def test_torchrun_trains_one_run(tmp_path: Path) -> None:

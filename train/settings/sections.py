@@ -411,6 +411,10 @@ class Training(Section):
         "GPUs and on processors with AMX or AVX512_BF16. fp16: float16, with a scale that a gradient scaler adapts. "
         "Weights, losses and optimizers stay in float32, and so does the evaluation.",
     )
+    sync_batchnorm: bool = setting(
+        False,
+        "Under torchrun, on GPUs: batch statistics are those of the whole batch, not of each process's part.",
+    )
     augment: bool = setting(
         False,
         "Turn, enlarge, shift and brighten training crops a little at random, besides mirroring them.",

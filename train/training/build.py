@@ -268,6 +268,12 @@ def build_learners(
         notes += load_state(networks[key], weights, key=key)
     if "ip" in networks:
         check_crop(settings, networks["ip"])
+    if training.sync_batchnorm and team.size > 1:
+        if device.type != "cuda":
+            raise RunError(
+                "--sync-batchnorm works on GPUs alone; leave it out, or take networks without batch statistics"
+            )
+        networks = {key: nn.SyncBatchNorm.convert_sync_batchnorm(each, team.group) for key, each in networks.items()}
     learners: dict[str, Learner] = {}
     for role in strategy.roles:
         network = networks[role.key]
