@@ -395,7 +395,7 @@ def within(name: str, got: Tensor, wanted: Num) -> None:
         )
     right = right | wanted.lost
     if not right.all():
-        at = tuple(int(axis[0]) for axis in np.nonzero(~right))
+        at = tuple(int(x) for x in np.argwhere(~right)[0])
         raise AssertionError(
             f"{name}{list(at)} is {have[at]!r}, but {wanted.value[at]!r} is right, and rounding errors of "
             f"{wanted.error[at]!r} are all that there can be"
