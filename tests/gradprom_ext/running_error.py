@@ -25,12 +25,12 @@ class Format(NamedTuple):
     """A binary floating-point format."""
 
     u: float  #: half the distance of 1 to the next number
-    eta: float  #: half the smallest subnormal number
+    eta: float | np.longdouble  #: half the smallest subnormal number, which float64 has no number for
     largest: float
 
 
 SINGLE = Format(2.0**-24, 2.0**-150, float(np.finfo(np.float32).max))
-DOUBLE = Format(
+DOUBLE = Format(2.0**-53, EXACT(2) ** -1075, float(np.finfo(np.float64).max))
     2.0**-53, 0.0, float(np.finfo(np.float64).max)
 )  # half of 2**-1074 is no number; nothing here is so small
 
