@@ -24,7 +24,7 @@ from train.files import LOCK, generations, is_leftover, locked
 from train.training import checkpoint
 
 from .killing import Command, Commands, commands, count_events, die
-from .tiny import arguments
+from .tiny import arguments, digits
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork, and no SIGKILL")
 KILLS = int(os.environ.get("GRADPROM_KILLS", "0"))
@@ -62,8 +62,8 @@ def whole(server) -> Path:
 
 
 def assert_same_run(folder: Path, whole: Path) -> None:
-    for name in ("steps.csv", "images.csv"):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    assert digits(folder / "steps.csv") == digits(whole / "steps.csv")
+    assert (folder / "images.csv").read_bytes() == (whole / "images.csv").read_bytes()
     one, other = (load_file(path / "weights.safetensors") for path in (folder, whole))
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []

@@ -156,14 +156,12 @@ def agreements(rank: int, number: int) -> Any:
 
 
 def refused(rank: int, number: int, *, folder: str) -> Any:
-    messages = []
-    for changes in ({"batch_size": 3}, {"sync_batchnorm": True}):
-        try:
+    def message(**changes: Any) -> str:
+        with pytest.raises(RunError) as refusal:
             engine_of(Path(folder) / str(rank), everyone(), strategy="ip-only", **changes)
-            messages.append("")
-        except RunError as error:
-            messages.append(str(error))
-    return messages
+        return str(refusal.value)
+
+    return message(batch_size=3), message(sync_batchnorm=True)
 
 
 def deserted(rank: int, number: int, *, folder: str) -> Any:
