@@ -31,8 +31,6 @@ class Format(NamedTuple):
 
 SINGLE = Format(2.0**-24, 2.0**-150, float(np.finfo(np.float32).max))
 DOUBLE = Format(2.0**-53, EXACT(2) ** -1075, float(np.finfo(np.float64).max))
-    2.0**-53, 0.0, float(np.finfo(np.float64).max)
-)  # half of 2**-1074 is no number; nothing here is so small
 
 
 class Num:
