@@ -54,12 +54,11 @@ class Around(PlanBase):
 class StaleTable(Around):
     """What is known of the gradients stays what it was at the first step."""
 
-    bound = False
+    bound: tuple[Gradients, Sequence[Gradients]] | None = None
 
     def bind_gradients(self, main: Gradients, aux: Sequence[Gradients]) -> None:
-        if not self.bound:
-            super().bind_gradients(main, aux)
-        self.bound = True
+        self.bound = self.bound or (main, aux)
+        super().bind_gradients(*self.bound)
 
 
 class WrongDtype(Around):
