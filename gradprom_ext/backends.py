@@ -47,7 +47,7 @@ class Backend(ABC):
 
     def forms(self) -> dict[str, Backend]:
         """The ways in which this backend may come to be launched, by their names: each has to prove itself
-        (:mod:`gradprom_ext.self_check`). None of the reference, which is what they are compared with."""
+        (``gradprom_ext.self_check``). None of the reference, which is what they are compared with."""
         return {"": self}
 
     def identity(self) -> str:
