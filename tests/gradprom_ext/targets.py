@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import importlib.util
 import os
@@ -69,9 +70,13 @@ def built(target: str) -> Path:
     build = ROOT / "build" / "cuda_on_host"
     configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
                  f"-DPython_EXECUTABLE={sys.executable}", "-DGRADPROM_CUDA=OFF"]  # fmt: skip
-    for command in (configure, [cmake, "--build", str(build), "--target", target]):
-        run = subprocess.run(command, capture_output=True, text=True)
-        assert run.returncode == 0, run.stdout + run.stderr
+    build.mkdir(parents=True, exist_ok=True)
+    # The processes of pytest-xdist must not load what another one is still writing.
+    with (build / "tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (configure, [cmake, "--build", str(build), "--target", target]):
+            run = subprocess.run(command, capture_output=True, text=True)
+            assert run.returncode == 0, run.stdout + run.stderr
     return build
 
 
