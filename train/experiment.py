@@ -22,7 +22,7 @@ from train.data.fingerprint import fingerprint
 from train.degradations import Degradation, parse
 from train.degradations.bm3d import require_bm3d
 from train.degradations.parsing import ALIASES
-from train.errors import INTERRUPTED, RunError
+from train.errors import RunError
 from train.evaluation.evaluate import Evaluation, evaluate, examples
 from train.files import locked, read_json
 from train.inference import choose_device
@@ -196,7 +196,7 @@ def _help(
         engine.resume(begun_in)
     with stop_on_signal() as stop:
         finished = engine.train(Display(_silent()), stop)
-    status = 0 if finished else stop.status or INTERRUPTED  # the signal may have reached another process
+    status = 0 if finished else stop.status  # that of SIGINT where the signal reached another process
     return RunResult(own.path, None, step=engine.step, steps=engine.steps, helped=True, status=status)
 
 
