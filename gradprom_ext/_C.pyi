@@ -60,6 +60,8 @@ class GateSettings:
         aux_weight: tuple[float, ...] | Tensor,
     ) -> None: ...
 
+class ParametersMoved(ValueError): ...
+
 class Plan:
     def __init__(
         self,

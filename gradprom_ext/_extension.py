@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["extension", "grads_of", "same_objects"]
+__all__ = ["extension", "grads_of", "parameters_moved", "same_objects"]
 
 
 @functools.cache
@@ -40,6 +40,12 @@ def _functions() -> tuple[Callable[..., Any], ...]:
     loading the module takes longer than importing the rest of the package."""
     module, _ = extension()
     return _in_python() if module is None else (module.same_objects, module.grads_of)
+
+
+def parameters_moved(error: BaseException) -> bool:
+    """Whether this is what a plan raises, before it writes anything, whose parameters are on another device now."""
+    module, _ = extension()
+    return module is not None and isinstance(error, module.ParametersMoved)
 
 
 def same_objects(a: list[Any], b: list[Any]) -> bool:

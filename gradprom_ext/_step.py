@@ -76,7 +76,7 @@ class Stepper:
         return self._plans[0] if len(self._plans) == 1 else None
 
     def fits(self, params: list[Tensor], num_aux: int, config: StepConfig) -> bool:
-        """Whether this stepper was made for the same parameter objects, on the devices they are on now."""
+        """Whether this stepper was made for the same parameter objects; see :meth:`PlanBase.matches`."""
         if config is not self.config or num_aux != self._spec.num_aux or len(params) != len(self._spec.params):
             return False
         if len(self._plans) == 1:

@@ -103,7 +103,11 @@ class PlanBase(ABC):
         self._device = spec.params[0].device
 
     def matches(self, params: list[Tensor]) -> bool:
-        """Whether these are the very parameter objects the plan was made for, still on its device."""
+        """Whether these are the very parameter objects the plan was made for, still on its device.
+
+        A plan that reads where they are only in its step leaves the second half to it. It then refuses by an error of
+        which :func:`gradprom_ext._extension.parameters_moved` is true.
+        """
         return same_objects(params, self.spec.params) and all(p.device == self._device for p in params)
 
     def rebind(self, params: list[Tensor]) -> bool:

@@ -121,9 +121,6 @@ bool Plan::matches(const py::list& params) {
   for (size_t i = 0; i < sources_.size(); ++i) {
     if (PyList_GET_ITEM(params.ptr(), static_cast<Py_ssize_t>(i)) != sources_[i].param.ptr()) return false;
   }
-  for (size_t i = 0; i < sources_.size(); ++i) {
-    if (!bind_param(i, true)) return false;
-  }
   return true;
 }
 
@@ -255,13 +252,15 @@ bool Plan::is_active(size_t i) const {
   return false;
 }
 
+void Plan::read_params() {
+  for (size_t i = 0; i < sources_.size(); ++i) {
+    if (!bind_param(i, true)) throw ParametersMoved(param_name(i) + " has been moved to another device");
+  }
+}
+
 void Plan::read_gradients() {
   if (grads_.empty()) throw std::runtime_error("there are no gradients; call bind_gradients first");
-  for (size_t i = 0; i < sources_.size(); ++i) {
-    if (!bind_param(i, true)) {
-      throw py::value_error(param_name(i) + " has been moved to another device since the gradients were handed over");
-    }
-  }
+  read_params();
   for (int k = 0; k < plan_.num_grads; ++k) {
     for (size_t i = 0; i < sources_.size(); ++i) {
       Operand& slot = plan_.entries[i].grads[k];
@@ -284,6 +283,7 @@ std::vector<size_t> Plan::bind_states(const std::vector<Group>& groups) {
 
 std::vector<size_t> Plan::look_up_all_states() {
   if (grads_.empty()) throw std::runtime_error("there are no gradients; call bind_gradients first");
+  if (plan_.master_weights) read_params();  // by whose types it is known which have a master
   std::vector<size_t> missing;
   for (size_t i = 0; i < sources_.size(); ++i) {
     if (is_active(i) && !look_up_states(i, plan_.num_states(plan_.groups[plan_.entries[i].group]))) {

@@ -11,6 +11,7 @@
 #include <memory>
 #include <new>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,11 @@ struct Zeroed {
     return memory;
   }
   static void operator delete(void* memory) { std::free(memory); }
+};
+
+// A parameter is no longer on the plan's device. Nothing has been written; another plan can take the same step.
+struct ParametersMoved : std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
 // Settings, with numbers that may be tensors: those are looked at when a plan uses them.
@@ -50,8 +56,7 @@ class Plan : public Zeroed {
   Plan(Rule rule, const py::list& params, const std::vector<int>& groups, const py::list& states, int num_aux,
        bool per_tensor, bool master_weights, const cuda::Options& cuda_options);
 
-  // Whether the plan was made for exactly these parameter objects and they are still on its device. Pointers and
-  // layouts are read again here.
+  // Whether the plan was made for exactly these parameter objects. Nothing of them is read: a step does that.
   bool matches(const py::list& params);
 
   // Takes these parameters in the place of those it has, or had. Returns false where they are more or fewer, or not on
@@ -124,6 +129,7 @@ class Plan : public Zeroed {
   void let_go_of_gradients();
   PyObject* gradient(size_t i, int k) const { return PyTuple_GET_ITEM(grads_[k].ptr(), static_cast<Py_ssize_t>(i)); }
   bool is_active(size_t i) const;
+  void read_params();
   void read_gradients();
   void check_params();
   std::vector<size_t> look_up_all_states();

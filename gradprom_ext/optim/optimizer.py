@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import _checks, _torch, rules
 from .._device import refuse_capture
-from .._extension import grads_of, same_objects
+from .._extension import grads_of, parameters_moved, same_objects
 from .._step import Stepper, named
 from ..distributed import Average, Replicas, compare
 from ..plan import PlanSpec
@@ -199,7 +199,11 @@ class GradPromOptimizer(torch.optim.Optimizer):
     @property
     def backend(self) -> str:
         """Name of the backend that steps these parameters, e.g. ``"cpu"``; joined by ``+`` over several devices."""
-        stepper = self._plan(max(len(self._work.aux_grads), 1), self._params())
+        params, num_aux = self._params(), max(len(self._work.aux_grads), 1)
+        stepper = self._plan(num_aux, params)
+        if {p.device for p in params} != set(stepper.devices):  # they have been moved since the last step
+            self._work.forget_plan()
+            stepper = self._plan(num_aux, params)
         return "+".join(dict.fromkeys(b.name for b in stepper.backends))
 
     @property
@@ -430,14 +434,7 @@ class GradPromOptimizer(torch.optim.Optimizer):
             main = self._average(main, params)
         if self._capturable and params:
             self._put_numbers_on_device(params[0].device)
-        hypers = self._hypers()
-        stepper = self._plan(len(self._work.aux_grads), params)
-        try:
-            stats = stepper.step(main, self._work.aux_grads, hypers, self._work.skipped_steps, scales)
-        except (TypeError, ValueError, RuntimeError):
-            self._explain(main, params)
-            raise
-        self._work.stats = stats
+        self._work.stats = stats = self._gated(main, params, scales)
         if scales is not None and self._work.scaler is not None:
             _torch.tell_scaler(self._work.scaler, self, stats.skipped)
         if dist.is_available() and dist.is_initialized() and dist.get_debug_level() == dist.DebugLevel.DETAIL:
@@ -445,6 +442,23 @@ class GradPromOptimizer(torch.optim.Optimizer):
         self._work.steps += 1
         if self._work.capture is not None:
             self._work.capture.spent = True
+
+    def _gated(
+        self, main: list[Tensor | None], params: list[Tensor], scales: Tensor | None, moved: bool = False
+    ) -> GateStats:
+        """
+        :param moved: the parameters have been found on another device than that of the last step.
+        """
+        if moved:
+            self._work.forget_plan()
+        stepper = self._plan(len(self._work.aux_grads), params)
+        try:
+            return stepper.step(main, self._work.aux_grads, self._hypers(), self._work.skipped_steps, scales)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if parameters_moved(error) and not moved:
+                return self._gated(main, params, scales, moved=True)
+            self._explain(main, params)
+            raise
 
     _watched_step = _torch.watched(_step)
     _untraced_step = _torch.untraced(_watched_step)

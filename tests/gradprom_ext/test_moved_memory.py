@@ -10,8 +10,11 @@ import pytest
 import torch
 
 import gradprom_ext as gp
+from gradprom_ext import backends
 
+from .broken import Around
 from .problems import HALF, bits, feed, twins
+from .test_backends import needs_kernels, python
 from .test_master_weights import make as make_masters
 
 
@@ -200,6 +203,76 @@ def test_moved_numbers(backend):
     # lr * (main + lambda * aux): 1 * (1 + 1), then with both at 0.5 and 0.25
     assert p.tolist() == pytest.approx([-(2.0 + 0.5 * 1.5 + 0.25 * 1.25)] * 3)
     assert float(opt.skipped_steps) == 3
+
+
+# Parameters on another device ----------------------------------------------------------------------------------------
+
+
+@needs_kernels
+def test_a_plan_whose_parameters_are_on_another_device_says_so_and_writes_nothing():
+    """Without another device: where tensors are read by their attributes, these say where they are."""
+    out = python(
+        """
+import torch
+import gradprom_ext as gp
+from gradprom_ext._extension import parameters_moved
+
+class Elsewhere(torch.nn.Parameter):
+    device = torch.device("cuda", 1)
+
+params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+opt = gp.GradPromAdam(params, lr=0.1, backend="cpu")
+for p in params: p.grad = torch.ones(3)
+opt.step()
+before = [p.detach().clone() for p in params]
+stepper = opt._work.stepper
+params[1].__class__ = Elsewhere
+assert stepper.fits(params, 0, opt._work.config)
+try:
+    stepper.step([p.grad for p in params], [], opt._hypers())
+except ValueError as error:
+    print(parameters_moved(error), error)
+params[1].__class__ = torch.nn.Parameter
+print(all(map(torch.equal, before, params)), [float(s["step"]) for s in opt.state.values()])
+""",
+        GRADPROM_TENSORS="attributes",
+    )
+    assert out.splitlines() == ["True params[1] has been moved to another device", "True [1.0, 1.0]"]
+
+
+class Moved(Around):
+    """A plan whose parameters are found to have been moved at its second step."""
+
+    steps = 0
+
+    def step(self, request):
+        self.steps += 1
+        if self.steps == 2:
+            raise backends.extension()[0].ParametersMoved("params[0] has been moved to another device")
+        return super().step(request)
+
+
+@needs_kernels
+def test_the_step_that_finds_moved_parameters_is_done_by_a_new_plan():
+    made = []
+
+    class Backend(backends.CpuBackend):
+        def plan(self, spec):
+            made.append(Moved(super().plan(spec)))
+            return made[-1]
+
+    opt, a, other, b = twins("adamw", Backend(), shapes=[(7, 5), (), (301,)], aux_weight=0.7)
+    for seed in range(2):
+        feed(opt, a, other, b, seed=seed)
+    assert [plan.steps for plan in made] == [2, 1]
+    for p, q in zip(a, b, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-11)
+        assert float(opt.state[p]["step"]) == 2
+    made[-1].steps = 1
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="another device"):
+        patch.setattr(Moved, "steps", 1)  # every new plan finds it again: it is not tried for ever
+        feed(opt, a, other, b, seed=2)
+    assert len(made) == 3
 
 
 # Masters -------------------------------------------------------------------------------------------------------------
