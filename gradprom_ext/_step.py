@@ -52,7 +52,10 @@ class Stepper:
         if plan is None:
             parts = [spec] if len(by_device) == 1 else [spec.part(share) for share in self._shares]
             needs = [Needs.of(part, config.kernel) for part in parts]
-            self.backends = [backends.proven(config.backend, *each) for each in zip(self.devices, needs, strict=True)]
+            self.backends = [
+                backends.proven(config.backend, device, need, config.without)
+                for device, need in zip(self.devices, needs, strict=True)
+            ]
             self._plans = [backend.plan(part) for backend, part in zip(self.backends, parts, strict=True)]
         else:
             self._plans = [plan]

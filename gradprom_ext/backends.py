@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -23,7 +24,7 @@ from .plan import MAX_AUX, PlanBase, PlanSpec
 from .reference import ReferencePlan
 from .self_check import Needs
 
-__all__ = ["Backend", "available_backends", "choose", "explain", "proven"]
+__all__ = ["Backend", "available_backends", "choose", "explain", "passed_over", "proven"]
 
 
 class Backend(ABC):
@@ -242,19 +243,20 @@ def choose(name: str | Backend, device: torch.device, num_aux: int) -> Backend:
 
 
 _warned: set[tuple[object, ...]] = set()
-_proven: dict[tuple[str | Backend, torch.device, Needs], Backend] = {}
+_proven: dict[tuple[str | Backend, torch.device, Needs, frozenset[str]], Backend] = {}
 
 
-def proven(name: str | Backend, device: torch.device, needs: Needs) -> Backend:
+def proven(name: str | Backend, device: torch.device, needs: Needs, without: frozenset[str] = frozenset()) -> Backend:
     """The backend of :func:`choose`, after it has passed its self-check for plans of this kind.
 
     Where ``"auto"`` chose it and it fails, the next one is taken, and one warning says what was wrong. A backend that
     is an object is its owner's affair.
 
+    :param without: names of those that ``"auto"`` is not to choose.
     :raises ValueError: the named backend cannot take the tensors.
     :raises RuntimeError: the named backend failed; or the device is useless afterwards.
     """
-    key = (name, device, needs)
+    key = (name, device, needs, without)
     if key in _proven:
         return _proven[key]
     if name != "auto":
@@ -269,7 +271,7 @@ def proven(name: str | Backend, device: torch.device, needs: Needs) -> Backend:
         faults: dict[str, str] = {}
         reasons = explain(device, needs.num_aux)
         for backend in BACKENDS:
-            if reasons[backend.name] is None:
+            if reasons[backend.name] is None and backend.name not in without:
                 fault = self_check.fault(backend, device, needs)
                 if fault is None:
                     break
@@ -288,3 +290,9 @@ def proven(name: str | Backend, device: torch.device, needs: Needs) -> Backend:
     if not is_capturing():  # nothing was proven during a capture
         _proven[key] = backend
     return backend
+
+
+def passed_over(backend: Backend, device: torch.device) -> frozenset[str]:
+    """Names of those made for a device that ``"auto"`` prefers to this one there."""
+    before = itertools.takewhile(lambda b: b.name != backend.name, BACKENDS)
+    return frozenset(b.name for b in before if b.device_type == device.type)

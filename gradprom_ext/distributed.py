@@ -8,7 +8,8 @@ all gradients itself: then the Gram matrix, the gate and the update are the same
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from .plan import Gradients
 
-__all__ = ["Average", "ReplicaError", "Replicas", "compare"]
+__all__ = ["Average", "ReplicaError", "Replicas", "compare", "union"]
 
 BUCKET = 32 * 2**20
 """Bytes that are sent together: large enough for the bandwidth of a network, small enough that packing the next bucket
@@ -177,6 +178,19 @@ def compare(group: dist.ProcessGroup, numbers: Tensor, step: int) -> None:
                 "(skipped, combined norm, clip coefficient; per row the norms, weights, cosines and gates; sums of "
                 "the whole parameters). Did .grad, lambda or the parameters come to differ?"
             )
+
+
+def union(names: Collection[str], known: Sequence[str], groups: Sequence[tuple[dist.ProcessGroup, str]]) -> set[str]:
+    """The names that any process of some groups has.
+
+    :param known: all that there may be, in one order everywhere.
+    :param groups: with the type of the device that their processes exchange tensors on.
+    """
+    present = torch.tensor([int(name in names) for name in known], dtype=torch.int32)
+    for group, device in groups:
+        present = present.to(device)
+        dist.all_reduce(present, dist.ReduceOp.MAX, group=group)
+    return set(itertools.compress(known, present.tolist()))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[int]]:

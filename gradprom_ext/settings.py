@@ -117,6 +117,7 @@ class StepConfig:
     max_grad_norm: float | None
     raise_nonfinite: bool
     backend: str | Backend
+    without: frozenset[str] = frozenset()  #: backends that other processes of the same training cannot run
 
     @classmethod
     def make(cls, **settings: Unpack[StepSettings]) -> StepConfig:

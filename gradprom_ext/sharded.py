@@ -120,9 +120,13 @@ class ShardedStepper(Stepper):
         """
         :raises ReplicaError: the processes decided differently.
         """
-        for mesh in self._meshes:
-            for group in mesh.get_all_groups():
-                compare(group, _on(mesh, stats.packed), step)
+        for group, device in self.groups():
+            compare(group, stats.packed.to(device), step)
+
+    def groups(self) -> list[tuple[dist.ProcessGroup, str]]:
+        """Those of all processes that hold a part, and the type of the device on which they exchange tensors:
+        parameters may have been offloaded to the host."""
+        return [(group, mesh.device_type) for mesh in self._meshes for group in mesh.get_all_groups()]
 
     def _own_grads(self, name: str, grads: Gradients) -> list[Tensor | None]:
         """The parts of gradients that belong to the parts of parameters that are here."""

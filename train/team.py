@@ -25,6 +25,8 @@ Item = TypeVar("Item")
 
 PATIENCE = timedelta(minutes=30)
 """For how long a process waits for another one that is alive and says nothing. One that is dead is noticed at once."""
+WHILE_IT_WORKS = timedelta(days=365)
+"""The same where the first process does what the others will need, which may be a training of its own."""
 
 
 class Team:
@@ -129,16 +131,23 @@ class Team:
 
     @contextlib.contextmanager
     def leader_first(self) -> Iterator[None]:
-        """The block is done by the first process and then by the others, which find in the cache what it has made."""
-        if not self.leads:
-            self.told(None)
+        """The block is done by the first process and then by the others, which find in the cache what it has made and
+        wait for it as long as it takes."""
+        if self.size > 1 and not self.leads:
+            Team(self._patient).told(None)
         yield
-        if self.leads:
-            self.told(None)
+        if self.size > 1 and self.leads:
+            Team(self._patient).told(None)
 
     def alone(self) -> Team:
         """This process without the others: for what each does by itself."""
         return self if self.size == 1 else self._itself
+
+    @functools.cached_property
+    def _patient(self) -> dist.ProcessGroup:
+        assert self.group is not None
+        ranks = dist.get_process_group_ranks(self.group)
+        return dist.new_group(ranks, WHILE_IT_WORKS, "gloo", use_local_synchronization=True)
 
     @functools.cached_property
     def _itself(self) -> Team:

@@ -17,7 +17,8 @@ from .. import _checks, _torch, rules
 from .._device import refuse_capture
 from .._extension import grads_of, parameters_moved, same_objects
 from .._step import Stepper, named
-from ..distributed import Average, Replicas, compare
+from ..backends import BACKENDS, passed_over
+from ..distributed import Average, Replicas, compare, union
 from ..plan import PlanSpec
 from ..settings import StepConfig, StepSettings, check_aux_weight
 from ..sharded import ShardedStepper, check_sharding, own_gradient, own_part
@@ -45,6 +46,7 @@ class Workspace:
         self.scaler: torch.amp.GradScaler | None = None  # with whose scale the losses of the capture were multiplied
         self.scale: Tensor | None = None  # that scale, [], on the device
         self.replicas: Replicas | None = None
+        self.agreed = False  # all processes take the same backends
         self.lost_replicas = False  # a copy has no process group, which cannot be copied
         self.averaged = False  # backward() has averaged the gradients already
         self.steps = 0
@@ -228,6 +230,7 @@ class GradPromOptimizer(torch.optim.Optimizer):
                 "that of all processes, after init_process_group()"
             )
         self._work.replicas = None if group is None else Replicas(group)
+        self._work.agreed = False
         self._work.lost_replicas = False
 
     @property
@@ -452,6 +455,9 @@ class GradPromOptimizer(torch.optim.Optimizer):
         if moved:
             self._work.forget_plan()
         stepper = self._plan(len(self._work.aux_grads), params)
+        if not self._work.agreed:
+            self._agree(stepper)
+            stepper = self._plan(len(self._work.aux_grads), params)
         try:
             return stepper.step(main, self._work.aux_grads, self._hypers(), self._work.skipped_steps, scales)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -459,6 +465,30 @@ class GradPromOptimizer(torch.optim.Optimizer):
                 return self._gated(main, params, scales, moved=True)
             self._explain(main, params)
             raise
+
+    def _agree(self, stepper: Stepper) -> None:
+        """Before the first step together: what one process cannot run, none does, as backends differ in their last
+        digits, and with them the gates and parameters of the processes would."""
+        work = self._work
+        work.agreed = True
+        groups = stepper.groups() if isinstance(stepper, ShardedStepper) else []
+        if work.replicas is not None and work.replicas.number > 1:
+            groups.append((work.replicas.group, stepper.devices[0].type))
+        if not groups:
+            return
+        own: set[str] = set()
+        if work.config.backend == "auto":
+            own = set().union(*map(passed_over, stepper.backends, stepper.devices))
+        without = union(own, [b.name for b in BACKENDS], groups)
+        if work.config.backend != "auto" or not without & {b.name for b in stepper.backends}:
+            return
+        others = ", ".join(sorted(without - own))
+        work.config = dataclasses.replace(work.config, without=frozenset(without))
+        warnings.warn(
+            f"another process of this training cannot run the backend {others}, so that this one does not either; that "
+            "process has said why",
+            stacklevel=5,
+        )
 
     _watched_step = _torch.watched(_step)
     _untraced_step = _torch.untraced(_watched_step)

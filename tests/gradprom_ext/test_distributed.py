@@ -18,10 +18,11 @@ import torch.utils.checkpoint
 from torch import nn
 
 import gradprom_ext as gp
-from gradprom_ext import distributed
+from gradprom_ext import backends, distributed, self_check
 from gradprom_ext.distributed import ReplicaError, Replicas
 
 from .processes import start, together
+from .test_backends import needs_kernels
 
 
 def net(dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -79,7 +80,7 @@ TRAININGS: dict[str, tuple[int, dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     works = {name: ("trained", options) for name, (number, options) in TRAININGS.items() if number == 2}
-    others = ("naive", "not_finite_on_one", "overflow_on_one", "unequal_reach", "layouts", "finished_twice")
+    others = ("naive", "not_finite_on_one", "overflow_on_one", "unequal_reach", "layouts", "finished_twice", "unfit")
     return together(tmp_path_factory.mktemp("two"), 2, __name__, {**works, **{name: (name, {}) for name in others}})
 
 
@@ -228,6 +229,23 @@ def deserted(rank: int, number: int) -> Any:
     os._exit(0)
 
 
+def unfit(rank: int, number: int) -> Any:
+    """The second process cannot run the kernels: not alone, and not with one that can."""
+    steps = []
+    fault = mock.patch.object(self_check, "fault", return_value="a wrong sum" if rank == 1 else None)
+    with warnings.catch_warnings(record=True) as said, fault, mock.patch.object(backends, "_proven", {}):
+        warnings.simplefilter("always")
+        for group in (None, dist.group.WORLD):
+            model = net()
+            opt = gp.GradPromAdamW(model.parameters(), lr=0.01, process_group=group)
+            for step in range(5):
+                opt.backward(*losses(model, batch(rank, step)))
+                opt.step()
+                opt.zero_grad()
+            steps.append((opt.backend, parameters(model), opt.stats.packed.tolist()))
+    return steps, [str(w.message) for w in said if "another process of this training" in str(w.message)]
+
+
 def naive(rank: int, number: int) -> Any:
     """What DistributedDataParallel does by itself: the auxiliary gradients stay those of one's own batch."""
     with warnings.catch_warnings():
@@ -300,6 +318,21 @@ def test_losses_that_reach_other_parameters_in_each_process(two: dict[str, list[
 def test_a_gradient_that_is_finished_twice_is_not_sent_half(two: dict[str, list[Any]]) -> None:
     for message in two["finished_twice"]:
         assert message is not None and "leave last=True out" in message
+
+
+@needs_kernels
+def test_what_one_process_cannot_run_none_does(two: dict[str, list[Any]]) -> None:
+    (first, said), (second, nothing) = two["unfit"]
+    assert [backend for backend, *_ in first] == ["cpu", "reference"]
+    assert [backend for backend, *_ in second] == ["reference", "reference"]
+    assert first[1][2] == second[1][2]
+    for p, q in zip(first[1][1], second[1][1], strict=True):
+        assert torch.equal(p, q)
+    wanted, _ = alone("GradPromAdamW", {"lr": 0.01, "backend": "reference"}, 2, [2, 2])
+    torch.testing.assert_close(first[1][1], wanted, rtol=1e-9, atol=1e-11)
+    assert len(said) == 1
+    assert "another process of this training cannot run the backend cpu" in said[0]
+    assert nothing == []
 
 
 def test_averages_of_any_layout_in_small_buckets(two: dict[str, list[Any]]) -> None:

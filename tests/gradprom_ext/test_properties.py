@@ -10,9 +10,9 @@ What is compared, element by element:
   intermediate number leaves the range of the arithmetic (squares of 1e30 in float32), no more is known than that
   PyTorch's own float32 arithmetic leaves it too, and nothing is claimed.
 * Where a float32 parameter is at least four times the terms that are added to it, as in training, that is at most 2 ulp
-  from the exact update rounded to float32, unless a weight, gradient or moment is subnormal (squares of 1e-20). Where the terms cancel, or outweigh the parameter, 2 ulp of the *result* can
-  hold for no arithmetic in float32: lr * (w_0 g_0 + w_1 g_1) has six roundings before the parameter is added, each of
-  half an ulp of its largest term.
+  from the exact update rounded to float32, unless a weight, gradient or moment is subnormal (squares of 1e-20). Where
+  the terms cancel, or outweigh the parameter, 2 ulp of the *result* can hold for no arithmetic in float32:
+  lr * (w_0 g_0 + w_1 g_1) has six roundings before the parameter is added, each of half an ulp of its largest term.
 * Nothing is written beside the tensors, and no gradient is written to; a step that is skipped changes no bit.
 * Bits are the same in every run and for every number of threads.
 
