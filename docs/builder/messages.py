@@ -16,8 +16,13 @@ from docs.builder import ROOT
 
 _WARNINGS = ("warnings.warn", "logger.warning", "parser.error")
 _SHAPED = re.compile(r"%[sdr]")
-_CPP = re.compile(r"throw (?:py::(\w+)|std::(\w+))\((.*?)\);[ }]*$", re.DOTALL | re.MULTILINE)
-_PYBIND = {"type_error": "TypeError", "value_error": "ValueError", "runtime_error": "RuntimeError"}
+_CPP = re.compile(r"throw (?:py::|std::)?(\w+)\((.*?)\);[ }]*$", re.DOTALL | re.MULTILINE)
+_PYBIND = {
+    "type_error": "TypeError",
+    "value_error": "ValueError",
+    "runtime_error": "RuntimeError",
+    "ParametersMoved": "ValueError",
+}
 
 
 class Message(NamedTuple):
@@ -113,7 +118,7 @@ def _of_cpp(file: str, source: str) -> Iterator[Message]:
     '… is on …, not there'
     """
     for match in _CPP.finditer(source):
-        kind, argument = match[1] or match[2], match[3]
+        kind, argument = match[1], match[2]
         if kind not in _PYBIND:
             continue
         text, rest = "", argument

@@ -120,6 +120,7 @@ def trained(
                 for half, is_last in ((slice(0, 1), False), (slice(1, 2), True)):
                     main, aux = losses(outer, (given[0][half], given[1][half]))
                     opt.backward(main / 2, aux / 2, last=is_last)
+            assert not any(p._post_accumulate_grad_hooks for p in model.parameters()), "a hook was left behind"
             with mock.patch.object(Replicas, "average", side_effect=AssertionError("averaged twice")):
                 opt.step()
         else:
@@ -237,7 +238,9 @@ def unfit(rank: int, number: int) -> Any:
         warnings.simplefilter("always")
         for group in (None, dist.group.WORLD):
             model = net()
-            opt = gp.GradPromAdamW(model.parameters(), lr=0.01, process_group=group)
+            opt = gp.GradPromAdamW(model.parameters(), lr=0.01)
+            opt.step()  # without a gradient: it comes to a group that it has not begun with
+            opt.process_group = group
             for step in range(5):
                 opt.backward(*losses(model, batch(rank, step)))
                 opt.step()
