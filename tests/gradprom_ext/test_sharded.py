@@ -8,6 +8,7 @@ import io
 import warnings
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,9 +22,11 @@ from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import gradprom_ext as gp
+from gradprom_ext import backends, self_check
 from gradprom_ext.distributed import ReplicaError
 
 from .processes import together
+from .test_backends import needs_kernels
 
 STEPS = 4
 
@@ -114,7 +117,11 @@ def trained(rank: int, number: int, *, name: str) -> Any:
     seen = []
     for step in range(STEPS):
         opt.backward(*losses(model, batch(step).chunk(parts)[part]))
+        versions = [p._version for p in model.parameters()]
         opt.step(), opt.zero_grad()
+        assert all(p._version > before for p, before in zip(model.parameters(), versions, strict=True)), (
+            "autograd would not notice that a parameter which it has saved was written to"
+        )
         seen.append(opt.stats.packed.clone())
     moments = [whole(value) for p in model.parameters() for key, value in opt.state[p].items() if key != "step"]
     distributed = [isinstance(opt.state[p][key], DTensor) for p in model.parameters() for key in opt.state[p]]
@@ -197,6 +204,20 @@ def saved(rank: int, number: int, *, folder: str) -> Any:
     return [whole(p) for p in model.parameters()]
 
 
+def unfit(rank: int, number: int) -> Any:
+    """One process cannot run the kernels; two by two, neither those of its copy nor those of its parts may."""
+    model = net()
+    two_copies(model, rank)
+    fault = mock.patch.object(self_check, "fault", return_value="a wrong sum" if rank == 3 else None)
+    with warnings.catch_warnings(), fault, mock.patch.object(backends, "_proven", {}):
+        warnings.simplefilter("ignore")
+        opt = gp.GradPromSGD(model.parameters(), lr=0.1)
+        before = opt.backend
+        opt.backward(*losses(model, batch(0)))
+        opt.step()
+        return before, opt.backend
+
+
 def disagreeing(rank: int, number: int) -> Any:
     """With the debug switch, a process whose policy is another one."""
     model = net()
@@ -250,7 +271,7 @@ def refused(rank: int, number: int) -> Any:
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     works: dict[str, tuple[str, dict[str, Any]]] = {name: ("trained", {"name": name}) for name in ARRANGEMENTS}
-    alone = ("not_finite_on_one", "scaled", "sixteen_bits", "in_sixteen_bits", "disagreeing", "refused")
+    alone = ("not_finite_on_one", "scaled", "sixteen_bits", "in_sixteen_bits", "disagreeing", "refused", "unfit")
     folder = tmp_path_factory.mktemp("four")
     works |= {name: (name, {}) for name in alone} | {"saved": ("saved", {"folder": str(folder / "checkpoint")})}
     return {"folder": [folder / "checkpoint"], **together(folder, 4, __name__, works)}
@@ -341,6 +362,11 @@ def test_a_distributed_checkpoint_goes_on_in_another_number_of_processes(four: d
 def test_the_debug_switch_names_the_process_that_decided_otherwise(four: dict[str, list[Any]]) -> None:
     for step, message in four["disagreeing"]:
         assert step == 1 and "at step 1 process 3 of 4 decided otherwise than process 0" in message
+
+
+@needs_kernels
+def test_what_one_process_cannot_run_none_does(four: dict[str, list[Any]]) -> None:
+    assert four["unfit"] == [("cpu", "reference")] * 3 + [("reference", "reference")]
 
 
 def test_what_is_refused(four: dict[str, list[Any]]) -> None:
