@@ -307,11 +307,12 @@ def decide(grads: list[list[Num]], case: Case, given_gate: list[float]) -> tuple
     s = case.settings
     gram = [[dot(a, b) for b in grads] for a in grads]
     main_norm = gram[0][0].sqrt()
+    if main_norm.value < 1e-170:  # its square leaves float64, and it counts as zero: StepSettings.nonfinite
+        main_norm = Num(DOUBLE, EXACT(0))
     weights, cosines, gates = [Num(DOUBLE, EXACT(1))], [], []
     for k in range(1, len(grads)):
         norm = gram[k][k].sqrt()
-        # A float64 gradient whose squares leave float64 counts as zero, as StepSettings.nonfinite says.
-        zero = main_norm.value < 1e-170 or norm.value < 1e-170
+        zero = main_norm.value == 0 or norm.value < 1e-170
         cosine = Num(DOUBLE, EXACT(0)) if zero else gram[0][k] / main_norm / norm
         weight = Num(DOUBLE, EXACT(s["aux_weight"][k - 1]))
         if s["aux_cap"] is not None and not norm.value < 1e-170:
