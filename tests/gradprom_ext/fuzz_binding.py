@@ -133,6 +133,8 @@ def mutate(c: Choices, t: Any) -> None:
             t.data = tensor(c, tuple(t.shape))
         elif way == 1:
             t.data = tensor(c)
+        elif way in (2, 3) and t.is_shared():
+            return  # PyTorch ends the process where memory that processes share is to grow
         elif way == 2:
             t.untyped_storage().resize_(c.of([0, 1, 8, 16384]))
         elif way == 3:

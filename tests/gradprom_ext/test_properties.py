@@ -477,7 +477,9 @@ def check_step(case: Case, problem: Problem, stepper: Stepper) -> None:
             squared = Num(DOUBLE, np.maximum(squared.value, 0), squared.error, squared.lost)
             clip = Num(DOUBLE, EXACT(case.settings["max_grad_norm"])) / (squared.sqrt() + 1e-6)
             clip = (
-                clip if clip.value < 1 else Num(DOUBLE, EXACT(1), np.where(clip.value - clip.error < 1, clip.error, 0))
+                clip
+                if clip.value < 1 or clip.lost
+                else Num(DOUBLE, EXACT(1), np.where(clip.value - clip.error < 1, clip.error, 0))
             )
     for r, (_, cosine, gate, _) in enumerate(decisions):
         for k, (c, g) in enumerate(zip(cosine, gate, strict=True)):
