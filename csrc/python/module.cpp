@@ -116,7 +116,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("stats_row_size", &stats_row_size, py::arg("num_aux"), "Numbers that describe the decision on one row.");
   m.def("moment_names", &moment_names, py::arg("rule"), "Names of the moments that a rule may have.");
 
-  py::register_exception<ParametersMoved>(m, "ParametersMoved", PyExc_ValueError);
+  py::register_local_exception<ParametersMoved>(m, "ParametersMoved", PyExc_ValueError);
   py::enum_<Rule>(m, "Rule")
 #define GP_VALUE(enumerator, name, type) .value(name, Rule::enumerator)
       GP_RULES(GP_VALUE)
