@@ -474,16 +474,18 @@ ENDLESS = {"epochs": 100_000, "checkpoint_every": 10**6, "checkpoint_minutes": 1
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_asked_to_stop(server, out, number, workers):
-    command = server.start("run", arguments(out=out, num_workers=workers, **ENDLESS))
-    at_step(command, out, 5)
+    folder = out / "a run"  # the command that is printed must survive the blank
+    command = server.start("run", arguments(out=folder, num_workers=workers, **ENDLESS))
+    at_step(command, folder, 5)
     command.send(number)
     assert command.status() == 128 + number
     log = command.log.read_text()
     assert "Traceback" not in log
-    assert f"To go on:\n  python -m train.run --resume {out}" in log
-    step = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
+    assert f"To go on:\n  python -m train.run --resume '{folder}'" in log
+    step = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
     assert step >= 5 and f"Stopped after step {step} of" in log
-    assert (out / "steps.csv").read_text().count("\n") == step + 1
+    assert (folder / "steps.csv").read_text().count("\n") == step + 1
+    assert not (folder / LOCK).exists()
 
 
 def test_a_pre_training_is_asked_to_stop(server, out):

@@ -242,7 +242,7 @@ class Strategy(ABC):
     :cvar aux_weight: lambda, where the strategy fixes it.
     :cvar vr_update: what becomes of VR, where the strategy fixes it.
     :ivar second: whether a batch must hold its images degraded a second time.
-    :ivar team: of the processes that train together; ``None``: this one is alone.
+    :ivar team: of the processes that train together; :meth:`equip` is given it.
     :ivar precision: what networks are called through in training; :meth:`equip` makes it.
     :param auxiliaries: the tasks of the VRs; ignored where ``uses_auxiliaries`` is false.
     :param terms: lengths, and what else a run asks.
@@ -259,7 +259,7 @@ class Strategy(ABC):
     aux_weight: ClassVar[float | None] = None
     vr_update: ClassVar[VRUpdate | None] = None
     second: bool = False
-    team: Team | None = None
+    team: Team
     precision: MixedPrecision
 
     def __init__(self, auxiliaries: Sequence[Auxiliary] = (), terms: Terms | None = None) -> None:
@@ -333,11 +333,15 @@ class Strategy(ABC):
         iterations = min(iterations, self.terms.max_steps or iterations)
         return [Phase("train", "training", iterations, tuple(role.key for role in self.roles))]
 
-    def equip(self, learners: Mapping[str, Learner]) -> None:
-        """Hands over the networks, by the keys of :attr:`roles`."""
-        from train.precision import MixedPrecision
+    def equip(self, learners: Mapping[str, Learner], team: Team | None = None) -> None:
+        """Hands over the networks, by the keys of :attr:`roles`.
 
-        self.learners = learners
+        :param team: of the processes that train them together; by default this one is alone.
+        """
+        from train.precision import MixedPrecision
+        from train.team import ALONE
+
+        self.learners, self.team = learners, team or ALONE
         parameter = next(learners[self.roles[0].key].network.parameters())
         self.precision = MixedPrecision(self.terms.precision, parameter.device, self.team)
 
@@ -381,7 +385,7 @@ class Strategy(ABC):
         import torch
 
         flag = (~torch.stack([loss.detach() for loss in found]).isfinite()).any()
-        return flag if self.team is None else self.team.any_of(flag)
+        return self.team.any_of(flag)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -597,8 +601,8 @@ class Advised(WithIP, WithVR):
             return [train]
         return [Phase(PRETRAIN, "pre-training VR", self.terms.pretrain_epochs * per_epoch, advisors), train]
 
-    def equip(self, learners: Mapping[str, Learner]) -> None:
-        super().equip(learners)
+    def equip(self, learners: Mapping[str, Learner], team: Team | None = None) -> None:
+        super().equip(learners, team)
         self._teachers = {}
         if self._has_teachers:
             # Copies of the right shapes: what is in them is decided when IP's training begins.

@@ -160,11 +160,9 @@ def build(
         device=device,
         first=first or {},
     )
-    strategy.team = team.alone()
-    strategy.equip(equip(notes=notes, team=team.alone()))
+    strategy.equip(equip(notes=notes, team=team.alone()), team.alone())
     rehearse(experiment, settings, data)
-    strategy.team = team
-    strategy.equip(equip(notes=[], team=team))
+    strategy.equip(equip(notes=[], team=team), team)
     return experiment
 
 
