@@ -235,6 +235,9 @@ class Strategy(ABC):
     :cvar uses_auxiliaries: whether there is a VR.
     :cvar guided: whether it learns from unpaired images: its training images have no clean partner, and a batch has a
         guide.
+    :cvar validated_by: what its networks are worth while they are trained. ``"images"``: how near what they make of
+        degraded images is to the clean ones. ``"tasks"``: what the VRs score on such images as they are trained on.
+        ``None``: there is nothing to compare with.
     :cvar settings: names of the settings that it reads besides those of its networks; ``--help`` shows no others.
     :cvar gate: the gate of IP's optimizer: one of the library's names, or what makes a gate.
     :cvar gate_is_free: whether the user may choose another one.
@@ -252,6 +255,7 @@ class Strategy(ABC):
     trains_ip: ClassVar[bool] = True
     uses_auxiliaries: ClassVar[bool] = True
     guided: ClassVar[bool] = False
+    validated_by: ClassVar[Literal["images", "tasks"] | None] = "images"
     settings: ClassVar[frozenset[str]] = frozenset()
     gate: ClassVar[Gate | Callable[[], gp.GatePolicy]] = "never"
     gate_is_free: ClassVar[bool] = False
@@ -307,6 +311,11 @@ class Strategy(ABC):
     @abstractmethod
     def measures(self) -> tuple[Measure, ...]:
         """All that :meth:`losses` and :meth:`update` may measure, in the order of ``steps.csv``."""
+
+    @property
+    def score(self) -> Measure:
+        """What validation images are scored by; more is better."""
+        return PSNR
 
     def own_network(self, role: Role, networks: dict[str, nn.Module], *, channels: int) -> nn.Module | None:
         """A network of the strategy's own, which no flag chooses, with fresh weights from PyTorch's global generator.
