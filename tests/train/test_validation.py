@@ -37,6 +37,7 @@ from train.interruption import Stop
 from train.outputs.run_folder import RunFolder
 from train.run import main
 from train.strategies import STRATEGIES, strategy_class
+from train.team import ALONE, Team
 from train.training import validation as validation_file
 from train.training.build import build
 from train.training.engine import Cadence, Engine
@@ -72,11 +73,11 @@ class TinyRestless(TinyIP):
         return x + self.last(found)
 
 
-def make(folder: Path, data: ImageData | None = None, **changes: Any) -> Engine:
+def make(folder: Path, data: ImageData | None = None, team: Team = ALONE, **changes: Any) -> Engine:
     """An engine that looks at validation images where the changes say so."""
     folder.mkdir(parents=True, exist_ok=True)
     settings, run = config(**changes), RunFolder(folder)
-    experiment = build(settings, data or image_data(), Gaussian(SIGMA), device=CPU)
+    experiment = build(settings, data or image_data(), Gaussian(SIGMA), device=CPU, team=team)
     output, looks = settings.output, None
     if experiment.validation is not None:
         looks = Validation(
