@@ -13,6 +13,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,14 @@ from train.degradations.base import fixed_seeds
 from train.enhance import main as enhance
 from train.errors import RunError
 from train.evaluation.evaluate import evaluate
-from train.evaluation.validate import at_rest, sample
+from train.evaluation.validate import at_rest, sample, validate
 from train.experiment import do_run
 from train.inference import BATCH
 from train.interruption import Stop
 from train.outputs.run_folder import RunFolder
 from train.run import main
 from train.strategies import STRATEGIES, strategy_class
+from train.strategies.auxiliary import Diagnosis
 from train.team import ALONE, Team
 from train.training import validation as validation_file
 from train.training.build import build
@@ -164,6 +166,26 @@ def test_the_score_of_a_vr(tmp_path, train_on):
     assert engine.validation.looks[-1].score == pytest.approx(right[train_on])
     assert table(tmp_path / "run")[0] == ["step", "epoch", "accuracy"]
     assert f"diagnosis right {right[train_on]:.1%}" in shown
+
+
+class Rough(nn.Module):
+    """Takes images with noise for the second class, and smooth ones for the first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rough = x.diff(dim=-1).abs().mean((1, 2, 3))
+        return torch.stack([torch.full_like(rough, 0.1), rough], 1)
+
+
+def test_which_images_a_vr_is_asked_about():
+    data, network = image_data(), Rough()
+    judge = Diagnosis(data)
+    labels = np.array([0, 0, 0, 1])
+    val = dataclasses.replace(data.val, labels=labels)
+    trained = SimpleNamespace(
+        trains_ip=False, validated_by="tasks", networks={"vr": network}, judges=[(judge, network)], enhance=None
+    )
+    found = {seen: validate(trained, val, Gaussian(SIGMA), device=CPU, seen=seen) for seen in ("clean", "degraded")}
+    assert found == {"clean": 0.75, "degraded": 0.25}
 
 
 def test_the_score_of_several_vrs_is_their_mean(tmp_path):
