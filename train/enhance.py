@@ -41,7 +41,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("input", metavar="INPUT", nargs="+", help="what is enhanced")
     parser.add_argument("output", metavar="OUTPUT", help="where the enhanced files are written")
-    parser.add_argument("--run", required=True, help="folder of a finished run, or latest: of the last under runs/")
+    parser.add_argument(
+        "--run",
+        required=True,
+        help="folder of a finished run, or latest: of the last under runs/; or the best.safetensors of any run",
+    )
     parser.add_argument("--strength", type=float, default=1.0, help="1: all that the network changes; 0: nothing")
     parser.add_argument(
         "--window", metavar="CENTER/WIDTH", type=window,

@@ -43,6 +43,7 @@ from train.training.build import Experiment, build, build_auxiliaries, build_net
 from train.training.engine import Cadence, Engine
 from train.training.prepared import READER_SEED, alone_weights, clean_weights, pretrained_weights
 from train.training.progress import Display, summary_writer
+from train.training.validation import Validation
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -138,7 +139,7 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
             summary_writer()  # complains now, not after the folder is made
         if not team.leads:
             own = RunFolder(Path(held.enter_context(tempfile.TemporaryDirectory())))
-            return _help(experiment, folder if resume else None, own, settings, begun=begun)
+            return _help(_engine(experiment, own, settings, about, begun), folder if resume else None, own)
         if not resume:
             folder = RunFolder(held.enter_context(new_folder(out, about.name)))
             settings = settings.change(
@@ -152,7 +153,7 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
         output = settings.output
         events = folder.tensorboard if output.tensorboard else None
         display.begin(experiment.strategy.measures, batch_size=experiment.batch_size, events=events)
-        engine = Engine(experiment, folder, _cadence(settings), begun=begun)
+        engine = _engine(experiment, folder, settings, about, begun)
         if resume:
             folder.refuse_other_data(facts, data.folder)
             engine.resume()
@@ -165,6 +166,8 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
         result = RunResult(folder.path, None, step=engine.step, steps=engine.steps)
         if not finished:
             return dataclasses.replace(result, status=stop.status)
+        if settings.evaluation.select == "best":
+            engine.take_best(display)
         try:
             metrics = finish(settings, data, experiment, engine, folder, about, prepared.readers())
         except KeyboardInterrupt as error:
@@ -172,26 +175,38 @@ def do_run(settings: Settings, *, display: Display | None = None) -> RunResult:
         return dataclasses.replace(result, metrics=metrics)
 
 
-def _cadence(settings: Settings) -> Cadence:
+def _engine(experiment: Experiment, folder: RunFolder, settings: Settings, about: About, begun: float) -> Engine:
+    """
+    :param folder: that this process writes to.
+    :param begun: ``time.monotonic()`` when it began.
+    """
     output = settings.output
-    return Cadence(
+    cadence = Cadence(
         output.log_every,
         output.checkpoint_every,
         settings.training.num_workers,
         output.checkpoint_minutes,
         output.keep_checkpoints,
     )
+    validation = None
+    if experiment.validation is not None:
+        validation = Validation(
+            experiment.strategy,
+            experiment.validation,
+            experiment.crops.degrade,
+            every=settings.evaluation.validate_every,
+            folder=folder,
+            settings=vars(about) | to_json(settings.without_paths),
+        )
+    return Engine(experiment, folder, cadence, begun=begun, validation=validation)
 
 
-def _help(
-    experiment: Experiment, begun_in: RunFolder | None, own: RunFolder, settings: Settings, *, begun: float
-) -> RunResult:
+def _help(engine: Engine, begun_in: RunFolder | None, own: RunFolder) -> RunResult:
     """The part of a run that a process does which does not lead it: to train along.
 
     :param begun_in: the folder of a run that goes on.
     :param own: a folder of this process's, for what it notes down besides.
     """
-    engine = Engine(experiment, own, _cadence(settings), begun=begun)
     if begun_in is not None:
         engine.resume(begun_in)
     with stop_on_signal() as stop:
@@ -454,6 +469,8 @@ def finish(
     metrics = collect(said, data, strategy, engine.log.read(), evaluation)
     for each in strategy.auxiliaries:
         metrics |= each.baseline(data.test)
+    if engine.validation is not None:
+        metrics |= engine.validation.metrics
     metrics |= networks | {
         "backend": strategy.learners["ip"].optimizer.backend if strategy.trains_ip else None,  # type: ignore[attr-defined]
         "device": experiment.device.type,

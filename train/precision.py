@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from train.strategies.base import SCALE, Measure, Measurements, Precision
+from train.team import ALONE, Team
 
 if TYPE_CHECKING:
     from train.strategies.base import Learner
-    from train.team import Team
 
 DTYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Output = TypeVar("Output")
@@ -42,7 +42,7 @@ class MixedPrecision:
     :param team: of the processes that train together: a gradient that overflows in one of them does so in all.
     """
 
-    def __init__(self, name: Precision = "fp32", device: torch.device | str = "cpu", team: Team | None = None) -> None:
+    def __init__(self, name: Precision = "fp32", device: torch.device | str = "cpu", team: Team = ALONE) -> None:
         self.name = name
         self.team = team
         self.dtype = DTYPES[name]
@@ -91,9 +91,8 @@ class MixedPrecision:
         return self._overflowed(learners)
 
     def _share(self, learners: Iterable[Learner]) -> None:
-        if self.team is not None:
-            for each in learners:
-                self.team.average(each.optimizer)
+        for each in learners:
+            self.team.average(each.optimizer)
 
     @staticmethod
     def _overflowed(learners: Iterable[Learner]) -> Tensor:

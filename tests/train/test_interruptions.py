@@ -314,6 +314,27 @@ def test_a_run_that_is_killed_thirty_times(server, whole, out):
     assert_same_run(out, whole)
 
 
+def test_a_run_whose_best_networks_are_its_result_is_killed(server, out):
+    """While it trains, looks at validation images, and evaluates the networks that were best."""
+    looking = LONG | {"validate_every": 3, "select": "best", "lr": 0.05}
+    left_alone = server.folder / "left alone"
+    status, log = server.run("run", arguments(out=left_alone, **looking))
+    assert status == 0, log
+    rng = random.Random(3)
+    first, again = arguments(out=out, **looking), ["--resume", str(out)]
+    killed = until_done(server, "run", first, again, out, [30, *(rng.randrange(20, 60) for _ in range(5))])
+    while newest_step(out) != STEPS:
+        killed += until_done(server, "run", first, again, out, [90])
+    killed += until_done(server, "run", first, again, out, [16, 20, 24])
+    assert killed >= 7
+    status, log = server.run("run", again)
+    assert status == 0, log
+    assert_same_run(out, left_alone)
+    assert (out / "validation.csv").read_bytes() == (left_alone / "validation.csv").read_bytes()
+    best, result = (load_file(out / f"{name}.safetensors") for name in ("best", "weights"))
+    assert [name for name in best if not torch.equal(best[name], result[name])] == []
+
+
 def newest_step(out: Path) -> int:
     path = out / "checkpoint.pt"
     return int(checkpoint.load_newest(path)[1]["step"]) if generations(path) else 0
@@ -474,16 +495,18 @@ ENDLESS = {"epochs": 100_000, "checkpoint_every": 10**6, "checkpoint_minutes": 1
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_asked_to_stop(server, out, number, workers):
-    command = server.start("run", arguments(out=out, num_workers=workers, **ENDLESS))
-    at_step(command, out, 5)
+    folder = out / "a run"  # the command that is printed must survive the blank
+    command = server.start("run", arguments(out=folder, num_workers=workers, **ENDLESS))
+    at_step(command, folder, 5)
     command.send(number)
     assert command.status() == 128 + number
     log = command.log.read_text()
     assert "Traceback" not in log
-    assert f"To go on:\n  python -m train.run --resume {out}" in log
-    step = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
+    assert f"To go on:\n  python -m train.run --resume '{folder}'" in log
+    step = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
     assert step >= 5 and f"Stopped after step {step} of" in log
-    assert (out / "steps.csv").read_text().count("\n") == step + 1
+    assert (folder / "steps.csv").read_text().count("\n") == step + 1
+    assert not (folder / LOCK).exists()
 
 
 def test_a_pre_training_is_asked_to_stop(server, out):

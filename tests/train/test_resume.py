@@ -12,8 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from train.files import LOCK
-
 from .tiny import arguments, digits
 
 ROOT = Path(__file__).parents[2]
@@ -68,22 +66,3 @@ def test_killed_between_two_checkpoints(tmp_path, whole):
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, (out, err)
     assert_same(folder, whole)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop(tmp_path, whole, number):
-    folder = tmp_path / "a run"  # the command that is printed must survive the blank
-    process = start(out=folder, epochs=20, checkpoint_every=1000)
-    wait_for_steps(folder, process, 3)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, (out, err)
-    assert "Traceback" not in err
-    assert not (folder / LOCK).exists()
-    assert f"python -m train.run --resume '{folder}'" in out
-
-    if number == signal.SIGINT:  # once is enough: the two differ in nothing else
-        again = start("--resume", str(folder))
-        out, err = again.communicate(timeout=120)
-        assert again.returncode == 0, (out, err)
-        assert_same(folder, whole)

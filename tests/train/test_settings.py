@@ -16,6 +16,7 @@ from train.errors import RunError
 from train.files import locked
 from train.outputs import run_folder as run_folder_file
 from train.settings import CHANGEABLE, FIELDS, PRESETS, Settings, flag, from_json, parse, preset_settings, to_json
+from train.strategies.base import Unpaired
 
 from . import tiny
 
@@ -299,6 +300,7 @@ def shown_help(*argv: str) -> str:
 
 
 EVERYWHERE = {name for name, field in FIELDS.items() if not field.metadata["concerns"]}
+PAIRED = {"validate_every", "validation_images", "select"}  # where there is something to compare images with
 IMAGES = {"ip", "ip_weights", "ip_start", "ip_loss", "lr"}
 ADVISED = IMAGES | {"aux", "vr_weights", "aux_weight", "vr_update", "vr_loss", "vr_start", "vr_lr"}
 DIA = {"vr", "label_smoothing"}
@@ -323,6 +325,11 @@ CLEAN = {f"clean_{name}" for name in ("epochs", "lr", "batch_size", "crop", "aug
             {"--ip.blocks"},
         ),
         (["--strategy", "vr-only"], {"aux", "vr_weights", "train_on", "vr_lr"} | DIA, set()),
+        (
+            ["--strategy", "hqg-only"],
+            IMAGES | {"critic", "critic_lr"} | set(Unpaired._fields),
+            {"--ip.blocks"},
+        ),
         (
             ["--strategy", "frozen", "--aux=seg"],
             ADVISED - {"vr_update"} | {"seg", "pretrain_epochs"},
@@ -354,6 +361,7 @@ def test_help_shows_what_concerns_the_run(argv, names, options):
     # At the beginning of a line stands a flag with its other spellings; in a text one may be mentioned.
     lines = re.findall(r"^│ ((?:--[\w.-]+(?:, )?)+)", shown_help(*argv), flags=re.MULTILINE)
     words = set(re.findall(r"--[\w.-]+", "\n".join(lines)))
+    names = names if "hqg-only" in argv else names | PAIRED
     expected = {flag(name) for name in (EVERYWHERE | names)} | options | {"--preset"}
     assert words >= expected
     hidden = {flag(name) for name in FIELDS} - {flag(name) for name in EVERYWHERE | names}

@@ -121,6 +121,30 @@ def stopped_and_resumed(rank: int, number: int, *, folder: str) -> Any:
     return finished, step, begins, train(again), weights(again), rows(again)
 
 
+def looked(rank: int, number: int, *, folder: str, who: int | None) -> Any:
+    """
+    :param who: which process is asked to stop while the first one looks at the validation images for the first time.
+    """
+    from .test_validation import LOOKING, StopInLook, make
+
+    class Asked(Stop):
+        @property
+        def requested(self) -> bool:  # type: ignore[override]
+            return rank == who and bool(engine.validation.looks)  # type: ignore[union-attr]
+
+    own = Path(folder) / str(rank)
+    engine = make(own, team=everyone(), **LOOKING)
+    finished = train(engine, StopInLook(engine, 1) if rank == who == 0 else Asked())
+    stopped = engine.step, len(engine.validation.looks)  # type: ignore[union-attr]
+    dist.barrier()
+    if not finished:
+        engine = make(own, team=everyone(), **LOOKING)
+        engine.resume(None if rank == 0 else RunFolder(Path(folder) / "0"))
+        finished = train(engine)
+    files = sorted(path.name for path in own.iterdir() if "checkpoint" not in path.name)
+    return finished, stopped, weights(engine), engine.validation.looks, files, float(torch.rand(()))  # type: ignore[union-attr]
+
+
 def not_finite_on_one(rank: int, number: int, *, folder: str, strategy: str) -> Any:
     """In the second step a pixel of the second process's images is not a number."""
     engine = engine_of(Path(folder) / str(rank), everyone(), strategy=strategy)
@@ -200,6 +224,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         name = f"not finite, {strategy}"
         works[name] = ("not_finite_on_one", {"folder": str(folder / name), "strategy": strategy})
     works["stopped"] = ("stopped_and_resumed", {"folder": str(folder / "stopped")})
+    works["blind"] = ("trained", {"folder": str(folder / "blind"), "changes": {"strategy": "gradprom", "epochs": 3}})
+    for who in (None, 0, 1):
+        works[f"looked {who}"] = ("looked", {"folder": str(folder / f"looked-{who}"), "who": who})
     works["agreements"] = ("agreements", {})
     works["refused"] = ("refused", {"folder": str(folder / "refused")})
     return {"folder": [folder], **together(folder, 2, __name__, works)}
@@ -245,6 +272,20 @@ def test_a_signal_to_one_process_stops_all_and_they_go_on_bit_for_bit(
     alone.step = 0
     alone.resume()
     assert alone.step == 6 and [k for k, v in weights(alone).items() if not torch.equal(v, whole[1][k])] == []
+
+
+@pytest.mark.parametrize("who", [None, 0, 1])
+def test_one_process_looks_at_validation_images_and_all_wait(who: int | None, two: dict[str, list[Any]]) -> None:
+    """And go on with the digits of a training that nobody has looked at; a signal meanwhile stops all of them."""
+    (blind, other_blind), (first, second) = two["blind"], two[f"looked {who}"]
+    for without, (finished, stopped, found, looks, _, drawn) in ((blind, first), (other_blind, second)):
+        assert finished
+        # The process that looks leaves off at once; where another one is asked, the look is done first.
+        assert stopped == {None: (9, 3), 0: (3, 0), 1: (3, 1)}[who]
+        assert [key for key in found if not torch.equal(found[key], without[1][key])] == []
+        assert drawn == without[3] and [look.step for look in looks] == [3, 6, 9]
+    assert first[3] == second[3] == two["looked None"][0][3]
+    assert first[4] == ["best.safetensors", "steps.csv", "validation.csv"] and second[4] == ["steps.csv"]
 
 
 @pytest.mark.parametrize("strategy", ["gradprom", "vr-only", "masked"])

@@ -1,8 +1,9 @@
-"""A finished run, as far as its folder says what it is: what it was trained on, and what may be expected of it."""
+"""A run with weights, as far as its folder says what it is: what it was trained on, and what may be expected of it."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from train.outputs import run_folder
 from train.outputs.run_folder import RunFolder
 from train.settings import Settings
 from train.settings.command_line import stored
+from train.strategies.base import PSNR
 
 NOT_FOR_DIAGNOSIS = "Not for diagnosis."
 
@@ -27,10 +29,12 @@ class FinishedRun:
 
     :param folder: where it is.
     :param settings: that it was given.
-    :param metrics: what it achieved.
+    :param metrics: what it achieved; nothing but its name where it is not finished.
     :param images: how many it was trained on; ``None`` where an early version did not write that down.
     :param unit: the values that were black and white to it, where they are no limits of 8 or 16 bits or of [0, 1].
     :param degradation: what its IP has learned to undo.
+    :param weights: the file that they are in.
+    :param validated: what these weights achieved on validation images, where that is all that is known of them.
     :param digest: of the file of weights, 16 hexadecimal digits.
     :param window: the values that the network sees as black and white; ``None``: what each file says.
     """
@@ -41,6 +45,8 @@ class FinishedRun:
     images: int | None
     unit: tuple[float, float] | None
     degradation: Degradation
+    weights: Path
+    validated: Mapping[str, Any] | None
     digest: str
     window: Window | None
 
@@ -83,6 +89,9 @@ class FinishedRun:
     @property
     def achieved(self) -> str:
         """What became of its own test images, in words."""
+        if self.validated is not None:
+            score, number, epoch = (self.validated[each] for each in (PSNR.name, "images", "epoch"))
+            return f"mean PSNR of {number} of its validation images {score:.2f} dB, after epoch {epoch:g}"
         before, after = self.metrics.get("psnr_degraded"), self.metrics.get("psnr")
         kind = "validation" if self.metrics.get("evaluated_on") == "val" else "test"
         if before is None or after is None:
@@ -99,7 +108,8 @@ class FinishedRun:
 def find(given: str) -> Path:
     """The folder of a run as a person names it.
 
-    :param given: a path, or ``latest``: the run under ``runs/`` that was finished last.
+    :param given: a path, which may be that of a file of weights in it, or ``latest``: the run under ``runs/`` that was
+        finished last.
     :raises RunError: there is no such folder.
     """
     if given != "latest":
@@ -113,11 +123,16 @@ def find(given: str) -> Path:
 def read(path: Path, window: Window | None = None) -> FinishedRun:
     """Reads what a run's folder says, without its network.
 
+    :param path: of the folder; or of the best weights so far in it, for which the run need not be finished.
     :param window: in the place of the one that the run was trained with.
     :raises RunError: it is no folder of a finished run with an IP, or a file in it is damaged or of another version;
         the message says which.
     """
+    weights = RunFolder(path).weights
+    if path.is_file():
+        weights, path = path, path.parent
     folder = RunFolder(path)
+    best = weights.name == folder.best.name
     if not path.is_dir():
         raise RunError(f"--run {path}: there is no such folder")
     if not folder.config.is_file():
@@ -133,20 +148,47 @@ def read(path: Path, window: Window | None = None) -> FinishedRun:
             f"--run {path}: strategy {settings.method.strategy} trains no image processing network, so there is "
             "nothing to enhance with"
         )
-    for file in (folder.weights, folder.metrics):
+    for file in () if best else (weights, folder.metrics):
         if not file.is_file():
             raise RunError(
                 f"--run {path} has no {file.name}: the run is not finished; python -m train.run --resume {path} goes on"
             )
-    metrics = folder.read_metrics() or {}
+    metrics = folder.read_metrics() or {"run": (read_json(folder.config) or {}).get("name", path.name)}
     try:
         degradation = parse(settings.degradation.task, sigma=settings.degradation.sigma)
-        digest = hashlib.sha256(folder.weights.read_bytes()).hexdigest()[:16]
+        digest = digest_of(weights)
+        validated = _validated(weights) if best else None
     except OSError as error:
-        raise RunError(f"--run {path}: {folder.weights} cannot be read: {reason(error)}") from error
+        raise RunError(f"--run {path}: {weights} cannot be read: {reason(error)}") from error
     if window is None and settings.data.window is not None:
         window = Window.parse(settings.data.window)
-    return FinishedRun(path, settings, metrics, *_trained_on(folder), degradation, digest, window)
+    return FinishedRun(path, settings, metrics, *_trained_on(folder), degradation, weights, validated, digest, window)
+
+
+def digest_of(file: Path) -> str:
+    """16 hexadecimal digits.
+
+    :raises OSError: it cannot be read.
+    """
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def _validated(weights: Path) -> dict[str, Any]:
+    """The score that stands in ``best.safetensors``.
+
+    :raises RunError: the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, "np") as file:
+            found = json.loads(file.metadata()["validation"])
+        return {
+            name: float(found[name]) if name != "images" else int(found[name])
+            for name in (PSNR.name, "epoch", "images")
+        }
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"--run {weights} is damaged, or no file of best weights: {error}") from error
 
 
 def _trained_on(folder: RunFolder) -> tuple[int | None, tuple[float, float] | None]:

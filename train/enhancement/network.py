@@ -14,7 +14,7 @@ from torch import Tensor
 
 from train.data.base import DataError
 from train.data.window import Window
-from train.enhancement.finished import FinishedRun
+from train.enhancement.finished import FinishedRun, digest_of
 from train.errors import RunError
 from train.inference import Tiling, bands, enlarged, reach
 from train.scans import Scan
@@ -64,8 +64,13 @@ class Enhancer:
             ip = NETWORKS[IP.key].build(network.ip, network.ip_options, channels=self.channels, scale=self.scale)
         except ValueError as error:
             raise RunError(f"--run {run.folder}: --ip {network.ip}: {error}") from error
-        weights = run.folder / "weights.safetensors"
+        weights = run.weights
         load_weights(weights, {IP.key: ip}, flag="--run")
+        if digest_of(weights) != run.digest:
+            raise RunError(
+                f"--run {weights} was written anew meanwhile, by the training that it belongs to; give the command "
+                "again when that is over, or a copy of the run's folder"
+            )
         if not all(bool(value.isfinite().all()) for value in ip.state_dict().values()):
             raise RunError(
                 f"--run {run.folder}: {weights.name} holds weights that are no numbers; the training diverged"

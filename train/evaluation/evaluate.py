@@ -23,7 +23,7 @@ from train.data.cache import ArrayCache, file_sha256
 from train.degradations import CLASSICAL, Degradation, Remedy, fixed_seeds
 from train.evaluation.metrics import PSNR_CAP, Quality, image_quality
 from train.evaluation.reference_free import ReferenceFree
-from train.evaluation.scores import Scorer
+from train.evaluation.scores import Score, Scorer
 from train.inference import Tiling, enlarged, forward
 
 TOGETHER = 64  # images of one size that are scored at once: bounds the memory that SSIM's windows take
@@ -40,6 +40,10 @@ class Judge(Protocol):
     @property
     def name(self) -> str:
         """Of the task; no other one has it."""
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """What a scorer finds out, the first of them what counts most."""
 
     @property
     def masks(self) -> bool:
@@ -212,7 +216,7 @@ def evaluate(
             for kind in kinds:
                 own.add(kind, getattr(shown, kind))
         for (kind, _), (judge, network, scorer) in scorers.items():
-            scorer.add(_answer(judge, network, getattr(shown, kind), device, tiling), shown.index)
+            scorer.add(answer(judge, network, getattr(shown, kind), device, tiling), shown.index)
     for (kind, name), (_, _, scorer) in scorers.items():
         found[kind][name] = Scored.of(scorer)
     if own is not None and guides is not None and not degrade.has_truth:
@@ -245,7 +249,7 @@ def evaluate(
     )
 
 
-def _answer(judge: Judge, network: nn.Module, images: Tensor, device: torch.device, tiling: Tiling) -> Tensor:
+def answer(judge: Judge, network: nn.Module, images: Tensor, device: torch.device, tiling: Tiling) -> Tensor:
     """What a VR says of images; only a segmentation can be had in tiles."""
     return forward(network, images, device=device, tiling=tiling if judge.masks else None)
 
@@ -274,9 +278,9 @@ def known_scores(
     def score() -> dict[str, np.ndarray]:
         scorer = judge.scorer(subset)
         for index in groups(subset):
-            clean, given = _degraded(subset, degrade, index)
+            clean, given = pairs(subset, degrade, index)
             images = clean if kind == "clean" else enlarged(given, degrade.scale)
-            scorer.add(_answer(judge, network, images, device, tiling), index)
+            scorer.add(answer(judge, network, images, device, tiling), index)
         found = Scored.of(scorer)
         return {f"result-{key}": np.array(value) for key, value in found.result.items()} | {
             f"image-{key}": value for key, value in found.per_image.items()
@@ -311,7 +315,7 @@ def digest(subset: Subset, degrade: Degradation) -> str:
     """Of all that is scored, and of what answers are compared with: clean and degraded images, labels and masks."""
     content = hashlib.sha256()
     for index in groups(subset):
-        for images in _degraded(subset, degrade, index):
+        for images in pairs(subset, degrade, index):
             _digest(content, images)
         if subset.has_masks:
             _digest(content, subset.masks_tensor(list(index)))
@@ -337,7 +341,7 @@ def views(
     for index in groups(subset):
         if wanted is not None and not set(index) & set(wanted):
             continue
-        clean, given = _degraded(subset, degrade, index)
+        clean, given = pairs(subset, degrade, index)
         enhanced = None
         if trained.trains_ip:
             enhanced = forward(trained.enhance, given, device=device, tiling=tiling or Tiling()).clamp(0, 1)
@@ -407,7 +411,7 @@ def _quality(
     def score() -> dict[str, np.ndarray]:
         parts: list[Quality] = []
         for index in groups(subset):
-            clean, given = _degraded(subset, degrade, index)
+            clean, given = pairs(subset, degrade, index)
             parts.append(image_quality(restore(given), clean))
         whole = _joined(parts)
         return {"psnr": whole.psnr.numpy(), "ssim": whole.ssim.numpy()}
@@ -421,7 +425,8 @@ def _quality(
     return Quality(torch.tensor(scores["psnr"]), torch.tensor(scores["ssim"]))
 
 
-def _degraded(subset: Subset, degrade: Degradation, index: Sequence[int]) -> tuple[Tensor, Tensor]:
+def pairs(subset: Subset, degrade: Degradation, index: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Some clean images of one size, and what is given in their place: always the same."""
     clean = subset.tensor(list(index))
     return clean, degrade(clean, fixed_seeds(degrade, [subset.names[i] for i in index]))
 

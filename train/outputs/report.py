@@ -17,6 +17,7 @@ from train.evaluation.scores import REFERENCE_FREE, Score
 from train.outputs.remedies import remedies_of, title_key
 from train.strategies import Strategy
 from train.strategies.auxiliary import AUXILIARIES
+from train.strategies.base import PSNR
 from train.text import printable
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ def summary(metrics: Metrics, folder: Path) -> Group:
         "SEG": _network(metrics, "seg"),
         "critic": _network(metrics, "critic"),
         "gate open": f"{opened} of {metrics['steps']} steps{f'; {skipped} skipped' if skipped else ''}",
+        "validation": _validation(metrics),
         "step of IP": "" if metrics["ip"] is None else f"backend {metrics['backend']} on {metrics['device']}",
         "took": f"{metrics['seconds']:.0f} s",
         "run folder": str(folder),
@@ -191,6 +193,26 @@ def summary(metrics: Metrics, folder: Path) -> Group:
 
 def _network(metrics: Metrics, key: str) -> str:
     return "" if metrics.get(key) is None else f"{metrics[key]}, {metrics[f'{key}_parameters']:,} parameters"
+
+
+def _validation(metrics: Metrics) -> str:
+    """Which epoch was the best, and by how much the last one differs; empty where nobody has looked."""
+    if (by := metrics.get("validated_by")) is None:
+        return ""
+    if metrics["validation_best"] is None:
+        return f"no look found a number; the {metrics['selected']} networks are evaluated"
+    judged = [score for each in AUXILIARIES for score in AUXILIARIES[each].scores]  # type: ignore[attr-defined]
+    scores = {score.key: (score.title, f"{{:{score.form}}}") for score in judged}
+    word, form = (PSNR.word, PSNR.form) if by == PSNR.name else scores.get(by, (by, "{:.3f}"))
+    best, last = metrics["validation_best"], metrics["validation_last"]
+    told = f"best after epoch {metrics['validation_best_epoch']:g}, {word} {form.format(best)}"
+    if metrics["validation_last_epoch"] == metrics["validation_best_epoch"]:
+        return f"{told}, which is the last"
+    behind = "no number" if last is None else f"{form.format(last)}, {form.format(best - last)} less"
+    return (
+        f"{told}; after the last, {metrics['validation_last_epoch']:g}, {behind}; the {metrics['selected']} networks "
+        "are evaluated"
+    )
 
 
 def _counts(metrics: Metrics, name: str, sentence: str) -> str:

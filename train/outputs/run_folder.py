@@ -16,7 +16,7 @@ from train.files import LOCK, generations, is_leftover, locked, read_json, write
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
+    from torch import Tensor, nn
 
 RUNS = Path("runs")
 
@@ -38,6 +38,8 @@ class RunFolder:
         self.images = path / "images.csv"
         self.metrics = path / "metrics.json"
         self.weights = path / "weights.safetensors"
+        self.validation = path / "validation.csv"
+        self.best = path / "best.safetensors"
         self.panel = path / "panel.png"
         self.gate = path / "gate.png"
         self.tensorboard = path / "tensorboard"
@@ -149,15 +151,40 @@ class RunFolder:
         :param without: tensors that are left out.
         :raises RunError: it cannot be written.
         """
-        from safetensors.torch import save
+        states = {key: network.state_dict() for key, network in networks.items()}
+        _write_tensors(self.weights, states, {"config": json.dumps(settings)}, without)
 
-        tensors = {
-            f"{key}.{name}": value.detach().cpu().contiguous()  # channels_last weights are not contiguous
-            for key, network in networks.items()
-            for name, value in network.state_dict().items()
-            if f"{key}.{name}" not in without
-        }
-        write_file(self.weights, save(tensors, {"config": json.dumps(settings)}))
+    def write_best(
+        self,
+        states: Mapping[str, Mapping[str, Tensor]],
+        settings: dict[str, Any],
+        score: dict[str, Any],
+        *,
+        without: Collection[str] = (),
+    ) -> None:
+        """Writes ``best.safetensors``, which is like ``weights.safetensors`` and has its score in the metadata, too.
+
+        :param states: of the networks, by the keys of their roles.
+        :param settings: as for ``weights.safetensors``.
+        :param score: as plain JSON values.
+        :param without: tensors that are left out.
+        :raises RunError: it cannot be written.
+        """
+        _write_tensors(self.best, states, {"config": json.dumps(settings), "validation": json.dumps(score)}, without)
+
+
+def _write_tensors(
+    path: Path, states: Mapping[str, Mapping[str, Tensor]], metadata: dict[str, str], without: Collection[str]
+) -> None:
+    from safetensors.torch import save
+
+    tensors = {
+        f"{key}.{name}": value.detach().cpu().contiguous()  # channels_last weights are not contiguous
+        for key, state in states.items()
+        for name, value in state.items()
+        if f"{key}.{name}" not in without
+    }
+    write_file(path, save(tensors, metadata))
 
 
 @contextlib.contextmanager

@@ -508,6 +508,22 @@ class Evaluation(Section):
     evaluate_on: Literal["test", "val"] = setting(
         "test", "val: score the validation images, to choose settings by, and leave the test images alone."
     )
+    validate_every: int = setting(
+        0,
+        "Epochs between two looks at the validation images while the networks are trained, with one at the end: the "
+        "scores go to validation.csv, the best networks so far to best.safetensors. 0: never.",
+        least=0,
+        concerns="validation",
+    )
+    validation_images: int = setting(
+        64, "How many of them are looked at, at most; always the same ones.", least=1, concerns="validation"
+    )
+    select: Literal["last", "best"] = setting(
+        "last",
+        "Which networks are evaluated in the end, and written to weights.safetensors: the last ones, or those with the "
+        "best score on the validation images (--validate-every).",
+        concerns="validation",
+    )
 
     @property
     def remedies(self) -> tuple[str, ...]:
@@ -614,6 +630,15 @@ class Settings:
                 "--ip-start alone: an IP that is trained alone learns from pairs, and strategy "
                 f"{self.method.strategy} has none; leave it out"
             )
+        every, select = self.evaluation.validate_every, self.evaluation.select
+        if self.method.kind.validated_by is None and (every or select == "best"):
+            given = f"--validate-every {every}" if every else "--select best"
+            raise RunError(
+                f"{given}: strategy {self.method.strategy} learns from images that have no clean partners, so there is "
+                "nothing to score validation images by; leave it out"
+            )
+        if select == "best" and not every:
+            raise RunError("--select best has no scores to select by; give --validate-every 1, too")
         if self.ip_starts_alone and self.network.ip_weights is not None:
             raise RunError("--ip-start alone and --ip-weights both say what IP begins with; leave one out")
 
@@ -680,6 +705,8 @@ class Settings:
             about |= {"ip", "ip_loss"}
             if IP.terms(self.network.ip):
                 about.add("ip_aux")
+        if kind.validated_by is not None:
+            about.add("validation")
         if self.ip_starts_alone:
             about.add("alone")
         if "vr_loss" in about:

@@ -235,6 +235,9 @@ class Strategy(ABC):
     :cvar uses_auxiliaries: whether there is a VR.
     :cvar guided: whether it learns from unpaired images: its training images have no clean partner, and a batch has a
         guide.
+    :cvar validated_by: what its networks are worth while they are trained. ``"images"``: how near what they make of
+        degraded images is to the clean ones. ``"tasks"``: what the VRs score on such images as they are trained on.
+        ``None``: there is nothing to compare with.
     :cvar settings: names of the settings that it reads besides those of its networks; ``--help`` shows no others.
     :cvar gate: the gate of IP's optimizer: one of the library's names, or what makes a gate.
     :cvar gate_is_free: whether the user may choose another one.
@@ -242,7 +245,7 @@ class Strategy(ABC):
     :cvar aux_weight: lambda, where the strategy fixes it.
     :cvar vr_update: what becomes of VR, where the strategy fixes it.
     :ivar second: whether a batch must hold its images degraded a second time.
-    :ivar team: of the processes that train together; ``None``: this one is alone.
+    :ivar team: of the processes that train together; :meth:`equip` is given it.
     :ivar precision: what networks are called through in training; :meth:`equip` makes it.
     :param auxiliaries: the tasks of the VRs; ignored where ``uses_auxiliaries`` is false.
     :param terms: lengths, and what else a run asks.
@@ -252,6 +255,7 @@ class Strategy(ABC):
     trains_ip: ClassVar[bool] = True
     uses_auxiliaries: ClassVar[bool] = True
     guided: ClassVar[bool] = False
+    validated_by: ClassVar[Literal["images", "tasks"] | None] = "images"
     settings: ClassVar[frozenset[str]] = frozenset()
     gate: ClassVar[Gate | Callable[[], gp.GatePolicy]] = "never"
     gate_is_free: ClassVar[bool] = False
@@ -259,7 +263,7 @@ class Strategy(ABC):
     aux_weight: ClassVar[float | None] = None
     vr_update: ClassVar[VRUpdate | None] = None
     second: bool = False
-    team: Team | None = None
+    team: Team
     precision: MixedPrecision
 
     def __init__(self, auxiliaries: Sequence[Auxiliary] = (), terms: Terms | None = None) -> None:
@@ -308,6 +312,11 @@ class Strategy(ABC):
     def measures(self) -> tuple[Measure, ...]:
         """All that :meth:`losses` and :meth:`update` may measure, in the order of ``steps.csv``."""
 
+    @property
+    def score(self) -> Measure:
+        """What validation images are scored by; more is better."""
+        return PSNR
+
     def own_network(self, role: Role, networks: dict[str, nn.Module], *, channels: int) -> nn.Module | None:
         """A network of the strategy's own, which no flag chooses, with fresh weights from PyTorch's global generator.
 
@@ -333,11 +342,15 @@ class Strategy(ABC):
         iterations = min(iterations, self.terms.max_steps or iterations)
         return [Phase("train", "training", iterations, tuple(role.key for role in self.roles))]
 
-    def equip(self, learners: Mapping[str, Learner]) -> None:
-        """Hands over the networks, by the keys of :attr:`roles`."""
-        from train.precision import MixedPrecision
+    def equip(self, learners: Mapping[str, Learner], team: Team | None = None) -> None:
+        """Hands over the networks, by the keys of :attr:`roles`.
 
-        self.learners = learners
+        :param team: of the processes that train them together; by default this one is alone.
+        """
+        from train.precision import MixedPrecision
+        from train.team import ALONE
+
+        self.learners, self.team = learners, team or ALONE
         parameter = next(learners[self.roles[0].key].network.parameters())
         self.precision = MixedPrecision(self.terms.precision, parameter.device, self.team)
 
@@ -381,7 +394,7 @@ class Strategy(ABC):
         import torch
 
         flag = (~torch.stack([loss.detach() for loss in found]).isfinite()).any()
-        return flag if self.team is None else self.team.any_of(flag)
+        return self.team.any_of(flag)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -597,8 +610,8 @@ class Advised(WithIP, WithVR):
             return [train]
         return [Phase(PRETRAIN, "pre-training VR", self.terms.pretrain_epochs * per_epoch, advisors), train]
 
-    def equip(self, learners: Mapping[str, Learner]) -> None:
-        super().equip(learners)
+    def equip(self, learners: Mapping[str, Learner], team: Team | None = None) -> None:
+        super().equip(learners, team)
         self._teachers = {}
         if self._has_teachers:
             # Copies of the right shapes: what is in them is decided when IP's training begins.

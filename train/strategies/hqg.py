@@ -65,6 +65,7 @@ class HQG(WithIP, WithVR):
     """
 
     guided = True
+    validated_by = None
     gate: ClassVar[Gate] = "hard"
     gate_is_free = True
     settings = frozenset({"aux_weight", "gate", "threshold", "granularity", "aux_cap", "critic", "unpaired"})

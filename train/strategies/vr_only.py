@@ -19,6 +19,7 @@ class VROnly(WithVR):
     is no IP, and so nothing is enhanced. Several auxiliaries learn side by side and know nothing of each other."""
 
     trains_ip = False
+    validated_by = "tasks"
     settings = frozenset({"train_on"})
 
     @property
@@ -26,6 +27,13 @@ class VROnly(WithVR):
         among = len(self.auxiliaries)
         own = [columns((AUX_LOSS, *each.measures), each.name, among) for each in self.auxiliaries]
         return (*(measure for each in own for measure in each), SKIPPED)
+
+    @property
+    def score(self) -> Measure:
+        first = [each.scores[0] for each in self.auxiliaries]
+        if len(first) == 1:
+            return Measure(first[0].key, first[0].title, f"{{:{first[0].form}}}")
+        return Measure("score", f"mean of {' and '.join(each.title for each in first)}", "{:.3f}")
 
     def losses(self, batch: Batch) -> Losses:
         images = batch.clean if self.terms.train_on == "clean" else batch.enlarged()

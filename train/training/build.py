@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import gradprom_ext as gp
-from train.data.base import ImageData
+from train.data.base import ImageData, Subset
 from train.data.unpaired import by_name, by_nature
 from train.degradations import Degradation
 from train.errors import RunError
 from train.evaluation.evaluate import evaluate
+from train.evaluation.validate import sample, validate
 from train.seeds import stable_seed
 from train.settings.sections import NETWORKS, Settings
 from train.strategies import STRATEGIES, Strategy, strategy_class
@@ -55,6 +56,7 @@ class Experiment:
     :param notes: what a person should know about the first weights, a sentence each.
     :param gate: what IP's optimizer is told about the auxiliaries, see :func:`gate_of`; empty without IP.
     :param team: of the processes that train it together.
+    :param validation: images that the training is scored by now and then; ``None``: it never is.
     """
 
     strategy: Strategy
@@ -67,6 +69,12 @@ class Experiment:
     notes: Sequence[str] = ()
     gate: Mapping[str, Any] = field(default_factory=dict)
     team: Team = ALONE
+    validation: Subset | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        """Iterations in which every training image is seen once."""
+        return len(self.crops.subset) // self.batch_size
 
     def settle(self) -> None:
         """Lets the strategy do what it does once the training is over."""
@@ -125,14 +133,16 @@ def build(
             f"{_flags(unfit, ' and ')} {is_none} of {degrade.scale}, which --task {settings.degradation.task} needs; "
             f"give {_flags(nearest, ' ')}"
         )
-    for i in range(len(data.test)):
-        if any(side % degrade.scale for side in data.test.size(i)):
-            height, width = data.test.size(i)
-            raise RunError(
-                f"the test image {data.test.names[i]} has {height} x {width} px, no multiples of {degrade.scale}, "
-                f"which --task {settings.degradation.task} needs; give a --size"
-            )
     strategy = build_strategy(settings, data)
+    validation = validation_images(settings, data, strategy)
+    for kind, images in ({"test": data.test} | ({} if validation is None else {"validation": validation})).items():
+        for i, name in enumerate(images.names):
+            height, width = images.size(i)
+            if height % degrade.scale or width % degrade.scale:
+                raise RunError(
+                    f"the {kind} image {name} has {height} x {width} px, no multiples of {degrade.scale}, "
+                    f"which --task {settings.degradation.task} needs; give a --size"
+                )
     crops = Crops(
         data.train,
         degrade,
@@ -148,7 +158,7 @@ def build(
     notes: list[str] = []
     gate = gate_of(settings, strategy) if strategy.trains_ip else {}
     experiment = Experiment(
-        strategy, phases, crops, training.batch_size, training.seed, device, data, notes, gate, team
+        strategy, phases, crops, training.batch_size, training.seed, device, data, notes, gate, team, validation
     )
     equip = partial(
         build_learners,
@@ -160,12 +170,31 @@ def build(
         device=device,
         first=first or {},
     )
-    strategy.team = team.alone()
-    strategy.equip(equip(notes=notes, team=team.alone()))
+    strategy.equip(equip(notes=notes, team=team.alone()), team.alone())
     rehearse(experiment, settings, data)
-    strategy.team = team
-    strategy.equip(equip(notes=[], team=team))
+    strategy.equip(equip(notes=[], team=team), team)
     return experiment
+
+
+def validation_images(settings: Settings, data: ImageData, strategy: Strategy) -> Subset | None:
+    """What a training is scored by now and then; ``None`` where it is not to be.
+
+    :raises RunError: there are no such images, or they have not got what they are scored by.
+    """
+    every = settings.evaluation.validate_every
+    if not every:
+        return None
+    images = sample(data.val, settings.evaluation.validation_images)
+    if not len(images):
+        raise RunError(f"--validate-every {every}: {data.title} has no validation images; leave it out")
+    if strategy.validated_by == "tasks":
+        for each in strategy.auxiliaries:
+            if not each.can_score(images):
+                raise RunError(
+                    f"--validate-every {every}: the validation images of {data.title} lack what --aux {each.name} is "
+                    "compared with; leave it out"
+                )
+    return images
 
 
 def _unpaired(settings: Settings, data: ImageData, degrade: Degradation) -> ImageData:
@@ -370,7 +399,6 @@ def rehearse(experiment: Experiment, settings: Settings, data: ImageData) -> Non
     :raises RunError: a step or the evaluation fails; the message names the settings.
     """
     strategy, training = experiment.strategy, settings.training
-    by_size = sorted(range(len(data.test)), key=lambda i: math.prod(data.test.size(i)))
     networks = " and ".join(
         f"--{role.key} {settings.values[role.key]}" for role in strategy.roles if role.key in NETWORKS
     )
@@ -387,7 +415,7 @@ def rehearse(experiment: Experiment, settings: Settings, data: ImageData) -> Non
             order = experiment.order(phase._replace(iterations=min(phase.iterations, 1)))
             for keys in order:
                 strategy.update(strategy.losses(experiment.crops.__getitems__(keys).to(experiment.device)))
-        for place in (0,) if data.size else (by_size[0], by_size[-1]):
+        for place in _extremes(data.test, data):
             height, width = data.test.size(place)
             what, hint = f"the evaluation of an image of {height} x {width} px", "another --size"
             evaluate(
@@ -397,6 +425,12 @@ def rehearse(experiment: Experiment, settings: Settings, data: ImageData) -> Non
                 device=experiment.device,
                 remedies=settings.evaluation.remedies,
             )
+        if (images := experiment.validation) is not None:
+            for place in _extremes(images, data):
+                height, width = images.size(place)
+                what, hint = f"a look at a validation image of {height} x {width} px", "no --validate-every"
+                one, seen = images.take([place]), strategy.terms.train_on
+                validate(strategy, one, experiment.crops.degrade, device=experiment.device, seen=seen)
     except (ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
@@ -404,3 +438,9 @@ def rehearse(experiment: Experiment, settings: Settings, data: ImageData) -> Non
         raise RunError(
             f"{what} does not work with {networks}: {reason}. Nothing was written; give {hint}, or other networks"
         ) from error
+
+
+def _extremes(images: Subset, data: ImageData) -> tuple[int, ...]:
+    """The places of the smallest and the largest image; of one where all images of the data are alike."""
+    by_size = sorted(range(len(images)), key=lambda i: math.prod(images.size(i)))
+    return (0,) if data.size else (by_size[0], by_size[-1])

@@ -19,6 +19,7 @@ from train.training.batches import batches
 from train.training.build import Experiment
 from train.training.progress import Display
 from train.training.step_log import Row, StepLog, means
+from train.training.validation import Look, Validation
 from train.training.watch import Watch
 
 
@@ -46,9 +47,18 @@ class Engine:
     :param folder: where the step log and the checkpoints go; made by the caller. Of several processes each has its
         own; the first one's is the run's.
     :param begun: ``time.monotonic()`` when this process began with the run.
+    :param validation: looks at validation images now and then; ``None``: nobody does.
     """
 
-    def __init__(self, experiment: Experiment, folder: RunFolder, cadence: Cadence, *, begun: float) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: RunFolder,
+        cadence: Cadence,
+        *,
+        begun: float,
+        validation: Validation | None = None,
+    ) -> None:
         self.experiment = experiment
         self.strategy = experiment.strategy
         self.cadence = cadence
@@ -62,6 +72,7 @@ class Engine:
         )
         self.watch = Watch(self.strategy, experiment.gate)
         self.checkpoint = folder.checkpoint
+        self.validation = validation
         self.step = 0
         self._begun = begun
         self._saved = begun  # when the last checkpoint was written
@@ -89,7 +100,8 @@ class Engine:
         for phase in self.experiment.phases:
             done = self.step - before
             before += phase.iterations
-            if done < phase.iterations and not self._train_phase(phase, done, display, stop):
+            left = done < phase.iterations or self._validation_is_due(phase, done)
+            if left and not self._train_phase(phase, done, display, stop):
                 return False
         return True
 
@@ -101,6 +113,10 @@ class Engine:
         order = experiment.order(phase, done)
         self.log.begin()
         with display.phase(phase.title, done, phase.iterations, before=self.step - done) as show:
+            if self._validation_is_due(phase, done):  # the run was asked to stop before
+                if not self._validate(done, display, stop):
+                    return False
+                self.save(display)
             for batch in batches(experiment.crops, order, num_workers=cadence.num_workers):
                 lr = strategy.lr
                 with self.team.together():
@@ -110,19 +126,56 @@ class Engine:
                 done += 1
                 self.step += 1
                 self.log.add(self.step, phase.name, found, lr)
-                look = done == phase.iterations or self.step % cadence.log_every == 0
+                validating = self._validation_is_due(phase, done)
+                look = validating or done == phase.iterations or self.step % cadence.log_every == 0
                 # Read once: it may change at any moment, and no stop without a checkpoint. Several processes, of which
                 # each has its signals at its own moment, talk about it now and then.
                 stopping = self.team.any(stop.requested) if look or self.team.size == 1 else False
                 due = stopping or done == phase.iterations
                 if look or due:
-                    show(done, self._read_back(display, wait=due))
+                    show(done, self._read_back(display, wait=due or validating))
+                if validating and not stopping:
+                    stopping = not self._validate(done, display, stop)
                 overdue = self.team.any(self._overdue()) if look or self.team.size == 1 else False
-                if due or self.step % cadence.checkpoint_every == 0 or overdue:
+                if due or stopping or self.step % cadence.checkpoint_every == 0 or overdue:
                     self.save(display)
                 if stopping:
                     return False
         return True
+
+    def _validation_is_due(self, phase: Phase, done: int) -> bool:
+        """Whether the validation images are to be looked at before the next step."""
+        per_epoch = self.experiment.per_epoch
+        return self.validation is not None and self.validation.is_due(phase, done, self.step, per_epoch=per_epoch)
+
+    def _validate(self, done: int, display: Display, stop: Stop) -> bool:
+        """Looks at the validation images: the first process does, and the others wait.
+
+        :param done: iterations of the phase.
+        :returns: ``False``: the run is asked to stop, and where that was before the end of the look, there was none.
+        :raises RunError: a file cannot be written.
+        """
+        validation, team = self.validation, self.team
+        assert validation is not None
+        score = team.told(validation.score(self.experiment.device, lambda: stop.requested) if team.leads else None)
+        if score is None:
+            return False
+        look = Look(self.step, round(done / self.experiment.per_epoch, 2), score)
+        best = validation.note(look)
+        if team.leads:
+            validation.write(best=best)
+        display.validated(self.strategy.score, look, best=best)
+        self.log.begin()  # the next step has taken no longer for that
+        return not team.any(stop.requested)
+
+    def take_best(self, display: Display) -> None:
+        """Gives the strategy the networks with the best score on the validation images, where any has one."""
+        assert self.validation is not None
+        if not self.validation.take_best():
+            display.warn(
+                "--select best: no look at the validation images found a number, so that none is the best; the last "
+                "networks are evaluated"
+            )
 
     def _read_back(self, display: Display, *, wait: bool) -> Row:
         rows = self.log.flush(wait=wait)
@@ -135,8 +188,18 @@ class Engine:
                 f"the training has diverged: {' and '.join(lost)} stopped being finite before step {self.step} "
                 f"(see {self.log.path}); lower --lr, --vr-lr or --aux-weight"
                 + (", or give --precision bf16" if self.strategy.precision.name == "fp16" else "")
+                + self._best_so_far()
             )
         return row
+
+    def _best_so_far(self) -> str:
+        """What a person may go on with whose training has diverged."""
+        best = self.validation and self.validation.best
+        if not self.validation or not best or not self.team.leads:
+            return ""
+        return (
+            f". {self.validation.folder.best} has the networks as they were after epoch {best.epoch:g}, the best so far"
+        )
 
     def save(self, display: Display) -> None:
         """Writes the checkpoint, and before it what ``steps.csv`` lacks.
@@ -186,6 +249,8 @@ class Engine:
             self._seed()
         self._begun -= state["seconds"]
         self.log.truncate(self.step)
+        if self.validation is not None and self.team.leads:
+            self.validation.write_again()
 
     def _seed(self) -> None:
         """Begins this process's stream of random numbers; that of the first one is as if it were alone."""
@@ -201,7 +266,11 @@ class Engine:
                 (f"{key}_optimizer", learner.optimizer),
                 (f"{key}_schedule", learner.schedule),
             )
-        } | {**self.strategy.companions, **self.strategy.precision.parts}
+        } | {
+            **self.strategy.companions,
+            **self.strategy.precision.parts,
+            **({} if self.validation is None else {"validation": self.validation}),
+        }
 
 
 def _random_state() -> dict[str, Any]:

@@ -31,7 +31,7 @@ from train.files import locked
 from train.interruption import stop_on_signal
 from train.outputs.run_folder import RunFolder
 from train.settings.naming import identity
-from train.settings.sections import Settings
+from train.settings.sections import FIELDS, Settings
 from train.strategies.masked import METHODS
 from train.team import ALONE, Team
 from train.training.build import build
@@ -52,6 +52,11 @@ _DEPENDS_ON = (
     "train/seeds.py",
 )
 _NOTHING = Gaussian(0.0)
+_NEITHER_EVALUATED_NOR_RESUMED = {
+    "reader": False,
+    **{name: FIELDS[name].default for name in ("evaluate_on", "validate_every", "validation_images", "select")},
+    "resume": None,
+}
 
 
 def clean_settings(settings: Settings, auxiliary: str, seed: int) -> Settings:
@@ -85,9 +90,7 @@ def clean_settings(settings: Settings, auxiliary: str, seed: int) -> Settings:
             "precision": "fp32",  # a reader must not depend on how the run was computed that it reads
             "task": "denoise",
             "sigma": 0.0,
-            "reader": False,
-            "evaluate_on": "test",
-            "resume": None,
+            **_NEITHER_EVALUATED_NOR_RESUMED,
         }
     )
 
@@ -158,9 +161,7 @@ def pretraining_settings(settings: Settings, auxiliary: str) -> Settings:
             "max_steps": given.masked_steps,
             "augment": False,
             "seed": settings.training.seed if given.masked_seed is None else given.masked_seed,
-            "reader": False,
-            "evaluate_on": "test",
-            "resume": None,
+            **_NEITHER_EVALUATED_NOR_RESUMED,
         }
     )
 
@@ -219,9 +220,7 @@ def alone_settings(settings: Settings) -> Settings:
             "epochs": alone.alone_steps,  # as many as can be: an epoch has at least one step
             "max_steps": alone.alone_steps,
             "augment": False,
-            "reader": False,
-            "evaluate_on": "test",
-            "resume": None,
+            **_NEITHER_EVALUATED_NOR_RESUMED,
         }
     )
 

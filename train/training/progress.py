@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from train.training.step_log import Row
+    from train.training.validation import Look
 
 LINES_PER_PHASE = 20
 
@@ -35,6 +36,7 @@ class Display:
         self.batch_size = 1
         self.measures: tuple[Measure, ...] = ()
         self.events: Path | None = None
+        self._writing: SummaryWriter | None = None
 
     def begin(self, measures: Sequence[Measure], *, batch_size: int, events: Path | None = None) -> None:
         """Tells what the run that follows is like.
@@ -92,7 +94,28 @@ class Display:
         with self._bar() as bar, self._writer(before + done) as events:
             if bar is not None:
                 task = bar.add_task(title, total=steps, completed=done, told="")
-            yield tell
+            self._writing = events
+            try:
+                yield tell
+            finally:
+                self._writing = None
+
+    def validated(self, measure: Measure, look: Look, *, best: bool) -> None:
+        """Tells what a look at the validation images has found, within a phase.
+
+        :param measure: what was found.
+        :param best: whether it is the best so far.
+        """
+        when = f"after epoch {look.epoch:g} (step {look.step})"
+        if math.isnan(look.score):
+            self.warn(
+                f"{when} the {measure.word} of the validation images is not a number: the networks as they are now are "
+                "worth nothing, and are not taken for the best"
+            )
+            return
+        self.say(f"validation {when}: {measure.word} {measure.form.format(look.score)}{', the best so far' * best}")
+        if self._writing is not None:
+            self._writing.add_scalar(f"validation/{measure.name}", look.score, look.step)
 
     def _bar(self) -> contextlib.AbstractContextManager[Progress | None]:
         if not self.console.is_terminal:
