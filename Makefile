@@ -16,8 +16,9 @@ help:
 install:
 	pip install -e ".[test,dev]"
 
+# Two processes; the tests of a file stay together, because they share what was dear to make.
 test:
-	pytest
+	pytest -n 2 --dist loadfile
 
 interruptions:
 	GRADPROM_KILLS=30 pytest -k 'thirty or clock' tests/train/test_interruptions.py
@@ -47,12 +48,11 @@ bench:
 gpu:
 	bash benchmarks/gpu.sh gpu-results
 
-# With atheris installed (pip install atheris), the binding is attacked by coverage too, for FUZZ_SECONDS.
-FUZZ_SECONDS ?= 600
+# With Clang and atheris installed, the binding is attacked by coverage too, for FUZZ_SECONDS on each kind of kernels.
 fuzz:
 	pytest --hypothesis-profile=fuzz tests/gradprom_ext/test_properties.py tests/gradprom_ext/test_fuzz.py tests/gradprom_ext/test_long_run.py
-	if python -c "import atheris" 2> /dev/null; then \
-	  python -W ignore -m tests.gradprom_ext.fuzz_binding --coverage -max_total_time=$(FUZZ_SECONDS) -max_len=512; fi
+	.ci/fuzz cpu
+	.ci/fuzz cuda-on-host
 
 sanitize:
 	.ci/sanitize
