@@ -2,7 +2,6 @@
 #include <ucontext.h>
 
 #include <chrono>
-#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -13,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "barrier.h"
 #include "cuda_runtime.h"
 
 #if defined(__has_feature)  // Clang's way to say it
@@ -59,28 +59,6 @@ GP_RAW_JUMP void switch_to(Context& from, Context& to) {
   from.started = true;
   if (__builtin_setjmp(from.jump) == 0) jump_to(to);
 }
-
-// A barrier for operating system threads.
-class Barrier {
- public:
-  explicit Barrier(unsigned members) : members_(members) {}
-  void wait() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    const unsigned generation = generation_;
-    if (++arrived_ == members_) {
-      arrived_ = 0;
-      ++generation_;
-      changed_.notify_all();
-    } else {
-      changed_.wait(lock, [&] { return generation_ != generation; });
-    }
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  unsigned members_, arrived_ = 0, generation_ = 0;
-};
 
 // Stacks are used again: touching new memory takes longer than most kernels here.
 class Stack {
