@@ -222,7 +222,7 @@ class Case:
     def call(self) -> None:
         """One call of the module."""
         c, plan = self.c, self.plan
-        what = c.below(12)
+        what = c.below(15)
         if plan is None or what == 0:
             self.make()
         elif what == 1:
@@ -237,6 +237,12 @@ class Case:
             plan.gram(self.bad(self.stats))
         elif what == 10:
             plan.update(self.hypers(), self.bad(torch.ones(64, dtype=torch.float64)), self.bad(self.skipped))
+        elif what == 11:
+            plan.measure(self.gate(), self.bad(self.stats))
+        elif what == 12:
+            plan.release()
+        elif what == 13:
+            plan.rebind(self.bad(self.params))
         else:
             self.call_function()
 

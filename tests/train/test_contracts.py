@@ -108,7 +108,7 @@ def test_chain_of_one() -> None:
 
 
 NARROWER = {"drunet": DRUNetOptions(features=8, blocks=1), "iconet": ICONetOptions(blocks=2, features=16)}
-"""Of networks whose usual form takes seconds to make and to train; the layers of that one are counted in tests/models."""
+"""Of networks whose usual form takes seconds to make and to train; tests/models counts the parameters of that one."""
 
 
 @pytest.mark.parametrize(("registry", "name"), [(each, name) for each in (IP, VR, SEG, CRITIC) for name in each])
