@@ -146,12 +146,13 @@ int main(int count, char** arguments) {
       require_same(second, alone, "four threads");
     }
   }
-  for (const bool per_tensor : {false, true}) {  // a rule reads and writes what is its own, so one is enough
-    Model first(Rule::kAdam, per_tensor);
-    Model second(Rule::kAdam, per_tensor);
-    train_at_once(first, *cuda_scheduler(), second, *cuda_scheduler());
-    require_same(first, second, "the CUDA kernels");
-  }
+  // A rule reads and writes what is its own, so one is enough; with a row for each tensor there are more barriers.
+  Model first(Rule::kAdam, true);
+  Model second(Rule::kAdam, true);
+  train_at_once(first, *cuda_scheduler(), second, *cuda_scheduler());
+  require_same(first, second, "the CUDA kernels");
+  Model third(Rule::kAdam, false);
+  third.train(*cuda_scheduler());
   std::puts("no race was reported, and four threads leave the bits of one");
   return 0;
 }
