@@ -3,13 +3,13 @@
 
 help:
 	@echo "make install   build the kernels into this environment, with what the tests need"
-	@echo "make test      the whole suite"
+	@echo "make test      the whole suite, in two processes"
 	@echo "make interruptions   a run and a comparison of 40 runs, killed at 30 random moments: ten minutes"
 	@echo "make lint      formats and lint; make types: mypy and the stub of the compiled module"
 	@echo "make docs      the pages, into build/docs/docs/index.html; make links: their links to other sites"
 	@echo "make quick     the quick experiment on generated images"
 	@echo "make bench     the fused step beside PyTorch and the memory's own speed"
-	@echo "make fuzz      hours of random problems and attacks: 10,000 on each target, 20,000 steps in a row"
+	@echo "make fuzz      hours of random problems and attacks: 10,000 on each target, 20,000 steps in a row, FUZZ_SECONDS=600 by coverage"
 	@echo "make sanitize  kernels and binding under the sanitizers of GCC"
 	@echo "make gpu       build, tests, sanitizers and benchmark on this machine's GPU, into ./gpu-results"
 
