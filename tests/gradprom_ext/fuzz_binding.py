@@ -125,8 +125,8 @@ def tensor(c: Choices, shape: tuple[int, ...] | None = None) -> torch.Tensor:
 
 def mutate(c: Choices, t: Any) -> None:
     """Does something to a tensor that stays the same object."""
-    if not isinstance(t, torch.Tensor):
-        return
+    if not isinstance(t, torch.Tensor) or t._is_zerotensor():
+        return  # PyTorch itself ends the process where a zero tensor is resized
     with torch.no_grad():
         way = c.below(10)
         if way == 0:
