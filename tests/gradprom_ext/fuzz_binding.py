@@ -123,19 +123,24 @@ def tensor(c: Choices, shape: tuple[int, ...] | None = None) -> torch.Tensor:
 # What happens to good ones -------------------------------------------------------------------------------------------
 
 
+def can_be_resized(t: torch.Tensor) -> bool:
+    """PyTorch itself ends the process where shared memory is resized, or a zero tensor (2.13)."""
+    return not (t.is_shared() or t._is_zerotensor())
+
+
 def mutate(c: Choices, t: Any) -> None:
     """Does something to a tensor that stays the same object."""
-    if not isinstance(t, torch.Tensor) or t._is_zerotensor():
-        return  # PyTorch itself ends the process where a zero tensor is resized
+    if not isinstance(t, torch.Tensor):
+        return
     with torch.no_grad():
         way = c.below(10)
         if way == 0:
             t.data = tensor(c, tuple(t.shape))
         elif way == 1:
             t.data = tensor(c)
-        elif way == 2:
+        elif way == 2 and can_be_resized(t):
             t.untyped_storage().resize_(c.of([0, 1, 8, 16384]))
-        elif way == 3:
+        elif way == 3 and can_be_resized(t):
             t.resize_(c.of(SHAPES))
         elif way == 4:
             t.set_(tensor(c).to(t.dtype))
