@@ -152,7 +152,7 @@ def mutate(c: Choices, t: Any) -> None:
             t.data = torch._neg_view(t.data)
         elif way == 8 and t.ndim > 1:
             t.data = t.data.transpose(0, -1)
-        else:
+        elif not t._is_zerotensor():  # PyTorch ends the process there, too
             t.share_memory_()
 
 
