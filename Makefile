@@ -3,21 +3,22 @@
 
 help:
 	@echo "make install   build the kernels into this environment, with what the tests need"
-	@echo "make test      the whole suite"
+	@echo "make test      the whole suite, in two processes"
 	@echo "make interruptions   a run and a comparison of 40 runs, killed at 30 random moments: ten minutes"
 	@echo "make lint      formats and lint; make types: mypy and the stub of the compiled module"
 	@echo "make docs      the pages, into build/docs/docs/index.html; make links: their links to other sites"
 	@echo "make quick     the quick experiment on generated images"
 	@echo "make bench     the fused step beside PyTorch and the memory's own speed"
-	@echo "make fuzz      hours of random problems and attacks: 10,000 on each target, 20,000 steps in a row"
+	@echo "make fuzz      hours of random problems and attacks: 10,000 on each target, 20,000 steps in a row, FUZZ_SECONDS=600 by coverage"
 	@echo "make sanitize  kernels and binding under the sanitizers of GCC"
 	@echo "make gpu       build, tests, sanitizers and benchmark on this machine's GPU, into ./gpu-results"
 
 install:
 	pip install -e ".[test,dev]"
 
+# Two processes; the tests of a file stay together, because they share what was dear to make.
 test:
-	pytest
+	pytest -n 2 --dist loadfile
 
 interruptions:
 	GRADPROM_KILLS=30 pytest -k 'thirty or clock' tests/train/test_interruptions.py
@@ -47,12 +48,11 @@ bench:
 gpu:
 	bash benchmarks/gpu.sh gpu-results
 
-# With atheris installed (pip install atheris), the binding is attacked by coverage too, for FUZZ_SECONDS.
-FUZZ_SECONDS ?= 600
+# With Clang and atheris installed, the binding is attacked by coverage too, for FUZZ_SECONDS on each kind of kernels.
 fuzz:
 	pytest --hypothesis-profile=fuzz tests/gradprom_ext/test_properties.py tests/gradprom_ext/test_fuzz.py tests/gradprom_ext/test_long_run.py
-	if python -c "import atheris" 2> /dev/null; then \
-	  python -W ignore -m tests.gradprom_ext.fuzz_binding --coverage -max_total_time=$(FUZZ_SECONDS) -max_len=512; fi
+	.ci/fuzz cpu
+	.ci/fuzz cuda-on-host
 
 sanitize:
 	.ci/sanitize

@@ -17,7 +17,7 @@ namespace {
 // own; they also fix the order.
 template <class T, int M>
 GP_INLINE void gram_body(const T* const* g, int64_t n, double* out) {
-  constexpr int kLanes = M <= 2 ? 16 : 8;
+  static constexpr int kLanes = M <= 2 ? 16 : 8;  // static: Clang would have the lambda capture it
   constexpr int kEntries = gram_size(M);
   double sums[kEntries][kLanes] = {};
   const auto accumulate = [&sums](const T* const* p, int64_t i) __attribute__((always_inline)) {
@@ -136,8 +136,12 @@ GP_INLINE void follow_body(const void* src, int64_t stride, int64_t n, T* __rest
 GP_DEFINE_ISA(Baseline, __attribute__((flatten)));
 #if defined(__x86_64__)
 GP_DEFINE_ISA(Avx2, __attribute__((target("avx2,fma,f16c"), flatten)));
-GP_DEFINE_ISA(Avx512,
-              __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512"), flatten)));
+#if defined(__clang__)
+#define GP_WHOLE_VECTORS ""
+#else
+#define GP_WHOLE_VECTORS ",prefer-vector-width=512"
+#endif
+GP_DEFINE_ISA(Avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma" GP_WHOLE_VECTORS), flatten)));
 #endif
 
 template <class Isa, class T, class R, int S>
@@ -191,7 +195,10 @@ enum class IsaLevel { kBaseline, kAvx2, kAvx512 };
 IsaLevel detect() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#if !defined(__clang__)  // which could not ask for it in all of its versions; processors with FMA have it
+  avx2 = avx2 && __builtin_cpu_supports("f16c");
+#endif
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   IsaLevel level = avx512 ? IsaLevel::kAvx512 : avx2 ? IsaLevel::kAvx2 : IsaLevel::kBaseline;

@@ -34,8 +34,9 @@
 #include "cuda/measure.cuh"
 #include "cuda/update.cuh"
 
-#if !defined(GP_DYNAMIC_SHARED)  // tests/cuda_host has another
+#if !defined(GP_DYNAMIC_SHARED)  // tests/cuda_host has others
 #define GP_DYNAMIC_SHARED(name) extern __shared__ uint4 name[]
+#define GP_STATIC_SHARED(type, name) __shared__ type name
 #endif
 
 namespace gradprom::cuda {
@@ -44,7 +45,7 @@ namespace {
 template <Rule R, int N>
 __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant__ Job job) {
   GP_DYNAMIC_SHARED(dynamic);
-  __shared__ Shared shared;
+  GP_STATIC_SHARED(Shared, shared);
   char* const chip = reinterpret_cast<char*>(dynamic);
   const Walk walk(job);
   OnChip on_chip(job.on_chip_bytes);

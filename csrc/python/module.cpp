@@ -117,27 +117,29 @@ PYBIND11_MODULE(_C, m) {
   m.def("moment_names", &moment_names, py::arg("rule"), "Names of the moments that a rule may have.");
 
   py::register_local_exception<ParametersMoved>(m, "ParametersMoved", PyExc_ValueError);
-  py::enum_<Rule>(m, "Rule")
+  // Each class is this module's own: the tests load another build of it into the same process.
+  const py::module_local own;
+  py::enum_<Rule>(m, "Rule", own)
 #define GP_VALUE(enumerator, name, type) .value(name, Rule::enumerator)
       GP_RULES(GP_VALUE)
 #undef GP_VALUE
           ;
-  py::enum_<Gate>(m, "Gate")
+  py::enum_<Gate>(m, "Gate", own)
 #define GP_VALUE(name, text) .value(text, Gate::name)
       GP_GATES(GP_VALUE)
 #undef GP_VALUE
           ;
-  py::class_<cuda::Options>(m, "CudaOptions")
+  py::class_<cuda::Options>(m, "CudaOptions", own)
       .def(py::init([](bool cooperative, int max_blocks, int max_shared_bytes) {
              return cuda::Options{cooperative, max_blocks, max_shared_bytes};
            }),
            py::kw_only(), py::arg("cooperative") = true, py::arg("max_blocks") = 0, py::arg("max_shared_bytes") = -1,
            "For tests and measurements: one launch per stage, fewer blocks, less shared memory.");
-  py::class_<Group>(m, "Group").def(py::init(&make_group), py::kw_only(), py::arg("lr"));
-  py::class_<GateSettings>(m, "GateSettings")
+  py::class_<Group>(m, "Group", own).def(py::init(&make_group), py::kw_only(), py::arg("lr"));
+  py::class_<GateSettings>(m, "GateSettings", own)
       .def(py::init(&make_gate), py::kw_only(), py::arg("gate"), py::arg("threshold"), py::arg("max_grad_norm"),
            py::arg("aux_cap"), py::arg("aux_weight"));
-  py::class_<Plan>(m, "Plan")
+  py::class_<Plan>(m, "Plan", own)
       .def(py::init<Rule, py::list, const std::vector<int>&, py::list, int, bool, bool, const cuda::Options&>(),
            py::kw_only(), py::arg("rule"), py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("num_aux"),
            py::arg("per_tensor"), py::arg("master_weights"), py::arg("cuda") = cuda::Options{})

@@ -2,19 +2,28 @@
 #include <ucontext.h>
 
 #include <chrono>
-#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
+#include "barrier.h"
 #include "cuda_runtime.h"
 
+#if defined(__has_feature)  // Clang's way to say it
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
+#elif defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #endif
 
 namespace cuda_host {
@@ -24,13 +33,19 @@ constexpr size_t kStackBytes = 128 * 1024;
 constexpr unsigned kWarp = 32;
 
 // Functions that leave on one stack and return on another must be neither merged nor watched.
-#define GP_RAW_JUMP __attribute__((noinline, no_sanitize("thread")))
+#define GP_RAW_JUMP __attribute__((noinline, no_sanitize("thread"), no_sanitize("address")))
 
 // Switching with swapcontext asks the kernel for the signal mask every time; the compiler's own jumps do not.
 struct Context {
   ucontext_t start;
   void* jump[5];
   bool started = false;
+  // What sanitizers want to know of a stack: ThreadSanitizer's name for it; for AddressSanitizer where it lies, and
+  // where the frames are that it keeps elsewhere (detect_stack_use_after_return).
+  void* fiber = nullptr;
+  const void* bottom = nullptr;
+  size_t bytes = 0;
+  void* frames = nullptr;
 };
 
 [[noreturn]] GP_RAW_JUMP void jump_to(Context& to) {
@@ -45,28 +60,6 @@ GP_RAW_JUMP void switch_to(Context& from, Context& to) {
   if (__builtin_setjmp(from.jump) == 0) jump_to(to);
 }
 
-// A barrier for operating system threads.
-class Barrier {
- public:
-  explicit Barrier(unsigned members) : members_(members) {}
-  void wait() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    const unsigned generation = generation_;
-    if (++arrived_ == members_) {
-      arrived_ = 0;
-      ++generation_;
-      changed_.notify_all();
-    } else {
-      changed_.wait(lock, [&] { return generation_ != generation; });
-    }
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  unsigned members_, arrived_ = 0, generation_ = 0;
-};
-
 // Stacks are used again: touching new memory takes longer than most kernels here.
 class Stack {
  public:
@@ -75,6 +68,10 @@ class Stack {
     if (!spare().empty()) {
       memory_ = std::move(spare().back());
       spare().pop_back();
+#if defined(__SANITIZE_ADDRESS__)
+      // The frames that were left without a return are marked there still.
+      ASAN_UNPOISON_MEMORY_REGION(memory_.get(), kStackBytes);
+#endif
     } else {
       memory_.reset(new char[kStackBytes]);
     }
@@ -109,21 +106,34 @@ struct Fiber {
   State state = State::kRunning;
   double shuffled[2] = {};  // in turn, so that nobody overwrites a value that others have yet to read
   int shuffles = 0;
-  void* tsan = nullptr;
 #if defined(__SANITIZE_THREAD__)
-  Fiber() : tsan(__tsan_create_fiber(0)) {}
-  ~Fiber() { __tsan_destroy_fiber(tsan); }
+  Fiber() { context.fiber = __tsan_create_fiber(0); }
+  ~Fiber() { __tsan_destroy_fiber(context.fiber); }
 #endif
+};
+
+// Shared memory of a block, of exactly the bytes that were asked for, so that a sanitizer sees what is beside it. Not
+// zeros: whoever reads what was never written gets NaN.
+class SharedMemory {
+ public:
+  explicit SharedMemory(size_t bytes) : memory_(std::malloc(bytes), &std::free) {  // aligned for uint4
+    if (memory_ == nullptr) throw std::bad_alloc();
+    std::memset(memory_.get(), 0xff, bytes);
+  }
+  void* get() const { return memory_.get(); }
+
+ private:
+  std::unique_ptr<void, decltype(&std::free)> memory_;
 };
 
 struct Block {
   Index index;
   std::vector<Fiber> fibers;
-  std::vector<uint4> shared;
-  Context scheduler;
+  SharedMemory dynamic_shared;
+  std::unique_ptr<SharedMemory> static_shared = nullptr;  // of the size that the first thread says
+  Context scheduler = {};
   const std::function<void()>* kernel = nullptr;
   Barrier* grid = nullptr;  // null: not cooperative
-  void* tsan = nullptr;
 };
 
 thread_local Block* block = nullptr;
@@ -133,23 +143,30 @@ thread_local Block* block = nullptr;
   std::abort();
 }
 
-// Hands the turn over; ThreadSanitizer must know, to follow the stacks. The threads of a block are one thread to it, so
-// it finds what blocks do to each other without a barrier.
-GP_RAW_JUMP void switch_from(Context& from, [[maybe_unused]] void* from_tsan, Context& to,
-                             [[maybe_unused]] void* to_tsan) {
+// Hands the turn over; sanitizers must know, to follow the stacks. The threads of a block are one thread to
+// ThreadSanitizer, so it finds what blocks do to each other without a barrier. Who does not come back `leaves`.
+GP_RAW_JUMP void switch_from(Context& from, Context& to, [[maybe_unused]] bool leaves = false) {
 #if defined(__SANITIZE_THREAD__)
-  __tsan_switch_to_fiber(to_tsan, 0);
+  __tsan_switch_to_fiber(to.fiber, 0);
+#elif defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(leaves ? nullptr : &from.frames, to.bottom, to.bytes);
 #endif
   switch_to(from, to);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(from.frames, nullptr, nullptr);
+#endif
 }
 
 void wait_at(State state) {
   Fiber& fiber = block->fibers[block->index.thread];
   fiber.state = state;
-  switch_from(fiber.context, fiber.tsan, block->scheduler, block->tsan);
+  switch_from(fiber.context, block->scheduler, state == State::kDone);
 }
 
 void fiber_main() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &block->scheduler.bottom, &block->scheduler.bytes);
+#endif
   (*block->kernel)();
   wait_at(State::kDone);
 }
@@ -163,7 +180,7 @@ void run_ready() {
     Fiber& fiber = block->fibers[t];
     if (fiber.state != State::kRunning) continue;
     block->index.thread = t;
-    switch_from(block->scheduler, block->tsan, fiber.context, fiber.tsan);
+    switch_from(block->scheduler, fiber.context);
   }
 }
 
@@ -203,7 +220,11 @@ void run_block() {
 }  // namespace
 
 Index& here() { return block->index; }
-void* dynamic_shared() { return block->shared.data(); }
+void* dynamic_shared() { return block->dynamic_shared.get(); }
+void* static_shared(size_t bytes) {
+  if (block->static_shared == nullptr) block->static_shared = std::make_unique<SharedMemory>(bytes);
+  return block->static_shared->get();
+}
 Fault fault = Fault::kNone;
 
 void block_barrier() {
@@ -231,15 +252,11 @@ double shuffle_down(double value, unsigned distance) {
 void run(dim3 grid, dim3 block_size, size_t shared_bytes, bool cooperative, const std::function<void()>& kernel) {
   Barrier barrier(grid.x);
   const auto run_one = [&](unsigned b) {
-    Block mine;
-    mine.index = {grid.x, block_size.x, b, 0};
-    mine.fibers = std::vector<Fiber>(block_size.x);
-    // Not zeros: whoever reads what was never written gets NaN.
-    mine.shared.assign((shared_bytes + sizeof(uint4) - 1) / sizeof(uint4), {~0u, ~0u, ~0u, ~0u});
+    Block mine{{grid.x, block_size.x, b, 0}, std::vector<Fiber>(block_size.x), SharedMemory(shared_bytes)};
     mine.kernel = &kernel;
     mine.grid = cooperative ? &barrier : nullptr;
 #if defined(__SANITIZE_THREAD__)
-    mine.tsan = __tsan_get_current_fiber();
+    mine.scheduler.fiber = __tsan_get_current_fiber();
 #endif
     block = &mine;
     for (Fiber& fiber : mine.fibers) {
@@ -248,6 +265,8 @@ void run(dim3 grid, dim3 block_size, size_t shared_bytes, bool cooperative, cons
       start.uc_stack.ss_sp = fiber.stack.get();
       start.uc_stack.ss_size = kStackBytes;
       start.uc_link = nullptr;
+      fiber.context.bottom = fiber.stack.get();
+      fiber.context.bytes = kStackBytes;
       makecontext(&start, fiber_main, 0);
     }
     run_block();
@@ -288,6 +307,12 @@ GP_EXPORT int cuda_host_end_capture() {
   return static_cast<int>(cuda_host::graph.size());
 }
 GP_EXPORT void cuda_host_break(int fault) { cuda_host::fault = static_cast<cuda_host::Fault>(fault); }
+// Writes one byte of a block's shared memory: what lies beyond it is for tests/sanitizers/planted.py.
+GP_EXPORT void cuda_host_write_shared(size_t bytes, size_t at) {
+  cuda_host::run(dim3(1), dim3(32), bytes, false, [&] {
+    if (threadIdx.x == 31) static_cast<volatile char*>(cuda_host::dynamic_shared())[at] = 1;
+  });
+}
 GP_EXPORT void cuda_host_replay() {
   for (const auto& launch : cuda_host::graph) launch();
 }

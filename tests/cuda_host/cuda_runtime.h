@@ -14,8 +14,8 @@
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define __shared__ static thread_local  // one operating system thread per block
 #define GP_DYNAMIC_SHARED(name) uint4* const name = static_cast<uint4*>(cuda_host::dynamic_shared())
+#define GP_STATIC_SHARED(type, name) type& name = *static_cast<type*>(cuda_host::static_shared(sizeof(type)))
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -38,6 +38,7 @@ struct Index {
 };
 Index& here();  // of the fiber whose turn it is
 void* dynamic_shared();
+void* static_shared(size_t bytes);  // the one variable of this kind that a kernel has
 double shuffle_down(double value, unsigned distance);
 void block_barrier();
 void grid_barrier();

@@ -126,7 +126,12 @@ void equal_plans_have_equal_images() {
 
 }  // namespace
 
-int main() {
+int main(int count, char**) {
+  if (count > 1) {  // overflows, for tests/sanitizers/planted.py
+    Item huge{};
+    huge.numel = INT64_MAX;
+    return Partition::cost({huge}) > 0 ? 0 : 1;
+  }
   for (const int blocks : {1, 2, 3, 7, 132}) {
     for (const bool per_tensor : {false, true}) {
       shares_cover_every_element_once({1}, blocks, per_tensor);

@@ -123,6 +123,11 @@ def tensor(c: Choices, shape: tuple[int, ...] | None = None) -> torch.Tensor:
 # What happens to good ones -------------------------------------------------------------------------------------------
 
 
+def can_be_resized(t: torch.Tensor) -> bool:
+    """PyTorch itself ends the process where shared memory is resized, or a zero tensor (2.13)."""
+    return not (t.is_shared() or t._is_zerotensor())
+
+
 def mutate(c: Choices, t: Any) -> None:
     """Does something to a tensor that stays the same object."""
     if not isinstance(t, torch.Tensor):
@@ -133,11 +138,9 @@ def mutate(c: Choices, t: Any) -> None:
             t.data = tensor(c, tuple(t.shape))
         elif way == 1:
             t.data = tensor(c)
-        elif way in (2, 3) and t.is_shared():
-            return  # PyTorch ends the process where memory that processes share is to grow
-        elif way == 2:
+        elif way == 2 and can_be_resized(t):
             t.untyped_storage().resize_(c.of([0, 1, 8, 16384]))
-        elif way == 3:
+        elif way == 3 and can_be_resized(t):
             t.resize_(c.of(SHAPES))
         elif way == 4:
             t.set_(tensor(c).to(t.dtype))
@@ -224,7 +227,7 @@ class Case:
     def call(self) -> None:
         """One call of the module."""
         c, plan = self.c, self.plan
-        what = c.below(12)
+        what = c.below(15)
         if plan is None or what == 0:
             self.make()
         elif what == 1:
@@ -239,6 +242,12 @@ class Case:
             plan.gram(self.bad(self.stats))
         elif what == 10:
             plan.update(self.hypers(), self.bad(torch.ones(64, dtype=torch.float64)), self.bad(self.skipped))
+        elif what == 11:
+            plan.measure(self.gate(), self.bad(self.stats))
+        elif what == 12:
+            plan.release()
+        elif what == 13:
+            plan.rebind(self.bad(self.params))
         else:
             self.call_function()
 

@@ -69,7 +69,8 @@ def built(target: str) -> Path:
     cmake, ninja = find_tool("cmake"), find_tool("ninja")
     build = ROOT / "build" / "cuda_on_host"
     configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
-                 f"-DPython_EXECUTABLE={sys.executable}", "-DGRADPROM_CUDA=OFF"]  # fmt: skip
+                 f"-DPython_EXECUTABLE={sys.executable}", "-DGRADPROM_CUDA=OFF",
+                 "-DGRADPROM_OPTIMIZATION=-O1"]  # fmt: skip
     build.mkdir(parents=True, exist_ok=True)
     # The processes of pytest-xdist must not load what another one is still writing.
     with (build / "tests.lock").open("w") as lock:

@@ -6,29 +6,20 @@
 // of `omp parallel`, `barrier` and `single` (https://gcc.gnu.org/onlinedocs/libgomp, "The libgomp ABI").
 #include <omp.h>
 
-#include <condition_variable>
 #include <cstdlib>
 #include <mutex>
 #include <thread>
 #include <vector>
 
+#include "../cuda_host/barrier.h"
+
 namespace {
 
 class Team {
  public:
-  explicit Team(unsigned size) : size_(size) {}
+  explicit Team(unsigned size) : size_(size), barrier_(size) {}
 
-  void meet() {
-    std::unique_lock lock(mutex_);
-    const unsigned long turn = turn_;
-    if (++arrived_ == size_) {
-      arrived_ = 0;
-      ++turn_;
-      all_here_.notify_all();
-    } else {
-      all_here_.wait(lock, [&] { return turn_ != turn; });
-    }
-  }
+  void meet() { barrier_.wait(); }
 
   // Whether the caller is the first to come to its `number`-th `single`.
   bool first_at(unsigned number) {
@@ -42,11 +33,9 @@ class Team {
 
  private:
   const unsigned size_;
+  Barrier barrier_;
   std::mutex mutex_;
-  std::condition_variable all_here_;
-  unsigned arrived_ = 0;
   unsigned singles_ = 0;
-  unsigned long turn_ = 0;
 };
 
 struct Member {

@@ -1,9 +1,13 @@
-// Steps of the CPU kernels with several threads, for ThreadSanitizer: no Python and no PyTorch, neither of which was
-// built for it. Built and run by .ci/sanitize.
+// Steps with several threads, for ThreadSanitizer: no Python and no PyTorch, neither of which was built for it. Built
+// and run by .ci/sanitize.
 //
 // Every gradient and parameter goes through the kernels that the type and the layout choose: flat, strided, 16-bit,
-// masters, fp64. Two plans are stepped by two threads at once, as two optimizers may be. A step with four threads must
-// leave the bits of a step with one.
+// masters, fp64. Two plans are stepped by two threads at once, as two optimizers may be. A step of the CPU kernels with
+// four threads must leave the bits of a step with one. Of the CUDA kernels on the host (tests/cuda_host) the blocks are
+// threads.
+//
+// `races cpu` and `races cuda` step one plan by two threads at once, which the library refuses: a race that
+// ThreadSanitizer must report.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -11,6 +15,7 @@
 #include <vector>
 
 #include "cpu/step.h"
+#include "cuda/step.h"
 
 using namespace gradprom;
 
@@ -79,17 +84,16 @@ struct Model {
     }
   }
 
-  void train() {
-    const auto scheduler = cpu::make_scheduler();
+  void train(Scheduler& scheduler) {
     const int rows = plan.rows();
     std::vector<double> stats(kStatsHeader + static_cast<size_t>(rows) * stats_row_size(1));
     std::vector<double> gram(static_cast<size_t>(rows) * gram_size(2));
     std::vector<double> weights(static_cast<size_t>(rows) * 2, 0.25);
     double skipped = 0.0;
-    scheduler->step(plan, stats.data(), &skipped, nullptr);
-    scheduler->gram(plan, gram.data(), nullptr);
+    scheduler.step(plan, stats.data(), &skipped, nullptr);
+    scheduler.gram(plan, gram.data(), nullptr);
     const double skip = 0.0;
-    scheduler->update(plan, weights.data(), &skip, nullptr);
+    scheduler.update(plan, weights.data(), &skip, nullptr);
     if (skipped != 0.0) {
       std::puts("a step was skipped");
       std::exit(1);
@@ -97,26 +101,58 @@ struct Model {
   }
 };
 
+void require_same(const Model& one, const Model& other, const char* who) {
+  if (one.memory == other.memory && one.steps == other.steps) return;
+  std::printf("%s did not leave the same bits\n", who);
+  std::exit(1);
+}
+
+void use_threads(const char* threads) { setenv("OMP_NUM_THREADS", threads, 1); }
+
+std::unique_ptr<Scheduler> cuda_scheduler() {
+  return cuda::make_scheduler(0, [](size_t bytes) { return Memory(std::malloc(bytes), &std::free); }, {});
+}
+
+// Of two plans, or of one that is given twice.
+void train_at_once(Model& first, Scheduler& of_first, Model& second, Scheduler& of_second) {
+  std::thread other([&] { second.train(of_second); });
+  first.train(of_first);
+  other.join();
+}
+
+void race(const char* kernels) {
+  Model model(Rule::kSgd, false);
+  use_threads("1");
+  const bool on_cpu = std::strcmp(kernels, "cpu") == 0;
+  const auto first = on_cpu ? cpu::make_scheduler() : cuda_scheduler();
+  const auto second = on_cpu ? cpu::make_scheduler() : cuda_scheduler();
+  train_at_once(model, *first, model, *second);
+}
+
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
+  if (count > 1) return race(arguments[1]), 0;
   for (const Rule rule : {Rule::kSgd, Rule::kAdam}) {
     for (const bool per_tensor : {false, true}) {
-      setenv("OMP_NUM_THREADS", "1", 1);
+      use_threads("1");
       Model alone(rule, per_tensor);
-      alone.train();
-      setenv("OMP_NUM_THREADS", "4", 1);
+      alone.train(*cpu::make_scheduler());
+      use_threads("4");
       Model first(rule, per_tensor);
       Model second(rule, per_tensor);
-      std::thread other([&] { second.train(); });
-      first.train();
-      other.join();
-      if (first.memory != alone.memory || second.memory != alone.memory || first.steps != alone.steps) {
-        std::puts("four threads leave other bits than one");
-        return 1;
-      }
+      train_at_once(first, *cpu::make_scheduler(), second, *cpu::make_scheduler());
+      require_same(first, alone, "four threads");
+      require_same(second, alone, "four threads");
     }
   }
+  // A rule reads and writes what is its own, so one is enough; with a row for each tensor there are more barriers.
+  Model first(Rule::kAdam, true);
+  Model second(Rule::kAdam, true);
+  train_at_once(first, *cuda_scheduler(), second, *cuda_scheduler());
+  require_same(first, second, "the CUDA kernels");
+  Model third(Rule::kAdam, false);
+  third.train(*cuda_scheduler());
   std::puts("no race was reported, and four threads leave the bits of one");
   return 0;
 }

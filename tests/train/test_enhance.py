@@ -646,23 +646,23 @@ def many(folder: Path, count: int) -> None:
 @pytest.mark.parametrize(("how", "jobs"), [(signal.SIGKILL, 1), (signal.SIGINT, 2)])
 def test_it_goes_on_after_a_kill(runs, tmp_path, how, jobs):
     """Killed while it is at work: files are whole, and those of one run, whoever made them."""
-    many(tmp_path / "in", 40)
+    many(tmp_path / "in", 15)
     out = tmp_path / "out"
     process = start("--run", runs(), tmp_path / "in", out, "--jobs", jobs)
     assert process.stdout is not None
-    while "2/40" not in process.stdout.readline():
+    while "2/15" not in process.stdout.readline():
         assert process.poll() is None, process.stderr and process.stderr.read()
     os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()
     told, errors = process.communicate()
     if how == signal.SIGINT:
         assert process.returncode == 130 and "To go on, give the same command again" in told and not errors
     done = {name: data for name, data in content(out).items() if name.endswith(".png") and not name.startswith(".")}
-    assert 2 <= len(done) < 40
+    assert 2 <= len(done) < 15
     for name in done:
         assert Image.open(out / name).size == (300, 300)
     assert enhance(runs(), tmp_path / "in", out) == 0
     assert enhance(runs(), tmp_path / "in", tmp_path / "whole") == 0
-    names = {f"{number:03d}.png" for number in range(40)} | {"enhanced.jsonl"}
+    names = {f"{number:03d}.png" for number in range(15)} | {"enhanced.jsonl"}
     assert set(content(out)) == names, "nothing half is left"
     whole = content(tmp_path / "whole")
     assert all(data == whole[name] for name, data in content(out).items() if name.endswith(".png"))

@@ -173,12 +173,12 @@ def test_an_overflow_skips_the_iteration_and_backs_the_scale_off(name: str) -> N
     strategy, experiment = make(name, "fp16")
     for phase in experiment.phases:
         iterations(experiment, phase, 1)  # the optimizers have their states
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**36)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**36, backoff_factor=2.0**-6)
         strategy.precision.scaler = scaler
         before, scale, taken = _moved(strategy), 2.0**36, 0
         (keys, *_) = experiment.order(phase)
         batch = experiment.crops.__getitems__(keys)
-        for _ in range(36):
+        for _ in range(6):
             found = strategy.update(strategy.losses(batch))
             assert all(math.isfinite(float(value)) for key, value in found.items() if "loss" in key)
             if scaler.get_scale() == scale:
@@ -186,7 +186,7 @@ def test_an_overflow_skips_the_iteration_and_backs_the_scale_off(name: str) -> N
                 break
             assert _same(_moved(strategy), before), "a skipped iteration moved something"
             assert found.get("skipped", True)
-            scale /= 2
+            scale /= 2**6
             assert scaler.get_scale() == scale
         assert taken and scale < 2.0**36, "the test must see an overflow, and the end of them"
         assert not found.get("skipped") and not _same(_moved(strategy), before)
