@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from . import targets
 
-CASES = {"cpu": 60, "cuda-on-host": 25}
+CASES = {"cpu": 300, "cuda-on-host": 300}
 
 
 @pytest.mark.parametrize("module", CASES)
