@@ -333,7 +333,7 @@ def test_with_mixed_precision_of_fsdp(four: dict[str, list[Any]]) -> None:
     for params, cosine in four["in_sixteen_bits"]:
         assert cosine == pytest.approx(float(opt.stats.cosine), abs=0.05)
         for found, wanted, start in zip(params, model.parameters(), net(torch.float32).parameters(), strict=True):
-            moved = float((wanted - start).norm())
+            moved = float((wanted - start).detach().norm())
             assert float((found - wanted).norm()) <= 0.05 * moved + 1e-3
 
 
