@@ -21,6 +21,9 @@ ARMS = (
 """The last one has all pairs, costs about as much per step, and is the ceiling; the others have none. Without a cue,
 the guide does not reach the enhancer: the critic alone knows what images of high quality look like."""
 
+UNROLLED = Arm("hqg always, unrolled", {**HQG, "gate": "always", "hyper": "unrolled"})
+"""The ablation of the first-order scheme: where the auxiliary is signal, and takes no other part."""
+
 AGAINST = ("hqg never", "hqg without a cue", "paired SR-ResNet")
 
 QUICK: Overrides = {**SHARED_VRS, "size": 64, "crop": 64, "batch_size": 4, "epochs": 1000, "max_steps": 400}
@@ -45,6 +48,6 @@ def hqgnet_isic() -> Recipe:
         question="Can light be evened without pairs, is the cue of high quality used, and does a segmentation help?",
         settings={**ISIC, "task": "illumination", "aux": "seg", "reference_free": True},
         quick={**QUICK, "clean_epochs": 3, "max_steps": 250},
-        arms=ARMS,
+        arms=(*ARMS, UNROLLED),
         against=AGAINST,
     )
