@@ -21,7 +21,7 @@ ARMS = (
 """The last one has all pairs, costs about as much per step, and is the ceiling; the others have none. Without a cue,
 the guide does not reach the enhancer: the critic alone knows what images of high quality look like."""
 
-UNROLLED = Arm("hqg always, unrolled", {**HQG, "gate": "always", "hyper": "unrolled"})
+UNROLLED = Arm("hqg unrolled", {**HQG, "gate": "always", "hyper": "unrolled"})
 """The ablation of the first-order scheme: where the auxiliary is signal, and takes no other part."""
 
 AGAINST = ("hqg never", "hqg without a cue", "paired SR-ResNet")
