@@ -167,10 +167,10 @@ def not_finite_on_one(rank: int, number: int, *, folder: str, strategy: str) -> 
 def agreements(rank: int, number: int) -> Any:
     team = everyone()
     order = []
-    hasty = Team(dist.new_group(timeout=timedelta(seconds=2)))
+    hasty = Team(dist.new_group(timeout=timedelta(seconds=5)))
     with hasty.leader_first():
         if hasty.leads:
-            time.sleep(4)  # it trains what the others will need
+            time.sleep(7)  # it trains what the others will need
         order.append(time.monotonic())
     return {
         "any": (team.any(rank == 1), team.any(False)),
