@@ -480,15 +480,17 @@ class GradPromOptimizer(torch.optim.Optimizer):
         if work.config.backend == "auto":
             own = set().union(*map(passed_over, stepper.backends, stepper.devices))
         without = union(own, [b.name for b in BACKENDS], groups)
-        if work.config.backend != "auto" or not without & {b.name for b in stepper.backends}:
+        if work.config.backend != "auto" or not without:
             return
-        others = ", ".join(sorted(without - own))
+        # Also where it changes nothing now: a later plan is of another kind, for which all might pass their self-check.
         work.config = dataclasses.replace(work.config, without=frozenset(without))
-        warnings.warn(
-            f"another process of this training cannot run the backend {others}, so that this one does not either; that "
-            "process has said why",
-            stacklevel=5,
-        )
+        if without & {b.name for b in stepper.backends}:
+            others = ", ".join(sorted(without - own))
+            warnings.warn(
+                f"another process of this training cannot run the backend {others}, so that this one does not either; "
+                "that process has said why",
+                stacklevel=5,
+            )
 
     _watched_step = _torch.watched(_step)
     _untraced_step = _torch.untraced(_watched_step)
