@@ -326,6 +326,20 @@ def test_whatever_writes_to_a_parameter_writes_to_its_master(backend, write, dty
 
 
 @pytest.mark.parametrize("dtype", HALF)
+def test_a_parameter_that_becomes_one_of_16_bits_gets_a_master(backend, dtype):
+    """Which parameters have one is known by the types that they have at the step: 1 - 1/2 - 2**-12, by hand."""
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = gp.GradPromSGD([p], lr=0.5, master_weights=True, backend=backend)
+    p.grad = torch.ones(3)
+    opt.step()
+    assert "master" not in opt.state[p]
+    p.data, p.grad = p.data.to(dtype), torch.full((3,), 2.0**-11, dtype=dtype)
+    opt.step()
+    assert opt.state[p]["master"].tolist() == [0.5 - 2.0**-12] * 3
+    assert bits(p) == bits(torch.full((3,), 0.5 - 2.0**-12).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALF)
 def test_masters_keep_their_finer_values_and_nan_and_signs_of_zero_are_values(backend, dtype):
     p = torch.nn.Parameter(torch.tensor([1.0, 0.0, float("nan"), float("inf"), -3.0]).to(dtype))
     opt = gp.GradPromSGD([p], lr=0.0, master_weights=True, backend=backend)
