@@ -4,7 +4,7 @@
 help:
 	@echo "make install   build the kernels into this environment, with what the tests need"
 	@echo "make test      the whole suite, in two processes"
-	@echo "make interruptions   a run and a comparison of 40 runs, killed at 30 random moments: ten minutes"
+	@echo "make interruptions   a run and a comparison of 40 runs, killed at 30 random moments: three minutes"
 	@echo "make lint      formats and lint; make types: mypy and the stub of the compiled module"
 	@echo "make docs      the pages, into build/docs/docs/index.html; make links: their links to other sites"
 	@echo "make quick     the quick experiment on generated images"

@@ -162,7 +162,7 @@ class ShardedStepper(Stepper):
         for mesh in self._meshes:
             places = [k for k, each in enumerate(placings) if each.mesh == mesh]
             # A part that several processes hold is summed as often, and equals itself but for rounding.
-            rows = torch.cat([_on(mesh, grams[k] / placings[k].copies) for k in places])
+            rows = torch.cat([(grams[k] / placings[k].copies).to(mesh.device_type) for k in places])
             for group in mesh.get_all_groups():
                 dist.all_reduce(rows, group=group)
             for k, summed in zip(places, rows.split([len(grams[k]) for k in places]), strict=True):
@@ -188,8 +188,3 @@ def own_gradient(name: str, grad: Tensor | None, param: Tensor) -> Tensor | None
     if (grad.device_mesh, grad.placements) != wanted:  # type: ignore[attr-defined]
         grad = grad.redistribute(*wanted)  # type: ignore[attr-defined]  # of tensor parallelism: a sum not taken yet
     return own_part(grad)
-
-
-def _on(mesh: DeviceMesh, tensor: Tensor) -> Tensor:
-    """Where the processes of a mesh can exchange it: parameters may have been offloaded to the host."""
-    return tensor.to(mesh.device_type)

@@ -191,9 +191,7 @@ def _engine(experiment: Experiment, folder: RunFolder, settings: Settings, about
     validation = None
     if experiment.validation is not None:
         validation = Validation(
-            experiment.strategy,
-            experiment.validation,
-            experiment.crops.degrade,
+            experiment,
             every=settings.evaluation.validate_every,
             folder=folder,
             settings=vars(about) | to_json(settings.without_paths),

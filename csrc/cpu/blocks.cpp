@@ -136,7 +136,7 @@ GP_INLINE void follow_body(const void* src, int64_t stride, int64_t n, T* __rest
 GP_DEFINE_ISA(Baseline, __attribute__((flatten)));
 #if defined(__x86_64__)
 GP_DEFINE_ISA(Avx2, __attribute__((target("avx2,fma,f16c"), flatten)));
-#if defined(__clang__)
+#if defined(__clang__)  // which ignores the whole attribute where it does not know a part of it
 #define GP_WHOLE_VECTORS ""
 #else
 #define GP_WHOLE_VECTORS ",prefer-vector-width=512"

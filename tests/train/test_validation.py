@@ -83,9 +83,7 @@ def make(folder: Path, data: ImageData | None = None, team: Team = ALONE, **chan
     output, looks = settings.output, None
     if experiment.validation is not None:
         looks = Validation(
-            experiment.strategy,
-            experiment.validation,
-            experiment.crops.degrade,
+            experiment,
             every=settings.evaluation.validate_every,
             folder=run,
             settings={"a": 1},

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from train.data.base import Subset
-from train.degradations import Degradation
 from train.errors import RunError, reason
 from train.evaluation.validate import validate
 from train.files import write_file
 from train.outputs.run_folder import RunFolder
-from train.strategies.base import Phase, Strategy
+from train.strategies.base import Phase
+from train.training.build import Experiment
 
 
 class Look(NamedTuple):
@@ -39,9 +38,7 @@ class Validation:
 
     Of equal scores the earlier one is the best, and NaN never is.
 
-    :param strategy: whose networks are scored.
-    :param images: that they are scored by.
-    :param degrade: what IP has to undo.
+    :param experiment: whose networks are scored, by its validation images.
     :param every: epochs between two looks.
     :param folder: of the run.
     :param settings: of the run, for the metadata of ``best.safetensors``.
@@ -51,17 +48,16 @@ class Validation:
 
     def __init__(
         self,
-        strategy: Strategy,
-        images: Subset,
-        degrade: Degradation,
+        experiment: Experiment,
         *,
         every: int,
         folder: RunFolder,
         settings: dict[str, Any],
     ) -> None:
-        self.strategy = strategy
-        self.images = images
-        self.degrade = degrade
+        assert experiment.validation is not None
+        self.strategy = experiment.strategy
+        self.images = experiment.validation
+        self.degrade = experiment.crops.degrade
         self.every = every
         self.folder = folder
         self.looks: list[Look] = []
